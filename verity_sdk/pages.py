@@ -87,6 +87,17 @@ class SnapshotGap:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotScope:
+    """Says, after the grants of a part of the source, that the part was read completely.
+
+    Attributes:
+        scope: What was read (a database, a workspace, a collection).
+    """
+
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """Where a pass starts and, for a bounded backfill, where it ends.
 

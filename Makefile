@@ -1,0 +1,67 @@
+# Everything here needs only make and a Python of at least 3.11. What CI runs, you can run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.built-from-lock
+# `make test TESTS=tests/unit ARGS="-x -k stack"`
+TESTS ?= $(wildcard tests/unit tests/contract tests/faults tests/integration)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench lock clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP)  ## See PostgreSQL's audit trail arrive in Kafka, exactly once
+	@echo "== demo"
+	$(BIN)/python -m verity_stream.demo $(ARGS)
+
+test: $(STAMP)  ## Run all tests on a real Kafka and a real PostgreSQL
+	@echo "== tests"
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+check: $(STAMP)  ## Lint, formatting, types, direction of imports
+	@echo "== ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "== mypy"
+	$(BIN)/mypy
+	@echo "== import-linter"
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## Measure the relay against its alternatives
+	@echo "== benchmark"
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# The packages' own extra is named instead of followed: a lock with hashes cannot contain this
+# folder. setuptools is in the lock so that the build of this package fetches nothing either.
+lock:  ## Write requirements.lock anew from pyproject.toml (for maintainers)
+	@echo "== lock: newest versions that pyproject.toml allows, with hashes"
+	rm -rf build/lock && mkdir -p build/lock
+	$(PYTHON) -m venv build/lock/venv
+	build/lock/venv/bin/python -m pip install --quiet pip-tools
+	sed '/verity-stream\[stack\]/d' pyproject.toml > build/lock/pyproject.toml
+	echo 'setuptools>=77' > build/lock/build.in
+	cd build/lock && CUSTOM_COMPILE_COMMAND="make lock" venv/bin/pip-compile --quiet \
+		--extra stack --extra test --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+		--output-file requirements.lock pyproject.toml build.in
+	mv build/lock/requirements.lock requirements.lock
+	rm -rf build/lock
+
+clean:  ## Stop the stack in .verity, remove it, the environment and all caches
+	@if [ -x $(BIN)/verity ]; then $(BIN)/verity dev down --wipe; fi
+	rm -rf $(VENV) .verity build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Verity Stream needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "== building $(VENV) from requirements.lock with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,118 @@
+"""Connectors over a source whose whole truth is known: for tests of the worker.
+
+The source is `sequence(...)`: the same events in every process, with ties, with late events
+(older than one that was delivered before) where asked for, and with repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+from verity_sdk import (
+    BaseConnector,
+    Page,
+    PagedConnector,
+    PermissionSnapshot,
+    Position,
+    RawEvent,
+    SnapshotGap,
+    SnapshotScope,
+)
+
+STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class SequenceSettings(BaseModel, extra="forbid"):
+    """What the source holds and how slowly it serves it."""
+
+    connector_id: str
+    platform: str
+    count: int = 1000
+    page: int = 50
+    page_seconds: float = 0.0
+    overlap: int = 0
+    seed: int = 1
+    denied_scopes: list[str] = []
+
+
+def sequence(platform: str, count: int, seed: int = 1) -> list[RawEvent]:
+    """The events of the source, in the order of delivery; groups of up to 4 share a time."""
+    numbers = random.Random(seed)
+    events = []
+    at = STARTED_AT
+    while len(events) < count:
+        at += timedelta(milliseconds=numbers.randint(1, 2000))
+        for _ in range(min(numbers.randint(1, 4), count - len(events))):
+            number = len(events)
+            events.append(
+                RawEvent(
+                    platform=platform,
+                    event_id=f"{platform}:{number:06}",
+                    occurred_at=at,
+                    principal_ref=f"user{numbers.randint(0, 40)}",
+                    asset_ref=f"table{numbers.randint(0, 9)}",
+                    operation="SELECT",
+                    raw_payload={"number": number, "padding": "x" * numbers.randint(0, 300)},
+                )
+            )
+    return events
+
+
+class _Sequence:
+    Settings = SequenceSettings
+    config: SequenceSettings
+
+    def _events(self) -> list[RawEvent]:
+        return sequence(self.config.platform, self.config.count, self.config.seed)
+
+    async def snapshot_permissions(self) -> AsyncIterator[PermissionSnapshot | SnapshotGap]:
+        for number in range(5):
+            yield PermissionSnapshot(
+                self.config.platform, f"user{number}", "table0", "SELECT", "direct"
+            )
+        yield SnapshotScope("tables")
+        for scope in self.config.denied_scopes:
+            yield SnapshotGap(scope, "the source refused")
+
+
+class PlainSequence(_Sequence, BaseConnector):
+    """Yields what is not older than `since`, as a source with a closed interval does."""
+
+    PLATFORM = "test"
+
+    async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
+        for number, event in enumerate(self._events()):
+            if event.occurred_at < since:
+                continue
+            if number % self.config.page == 0:
+                await asyncio.sleep(self.config.page_seconds)
+            yield event
+
+
+class PagedSequence(_Sequence, PagedConnector):
+    """Yields pages whose cursor is a number, each repeating the last `overlap` events."""
+
+    PLATFORM = "test"
+    lookback: ClassVar[timedelta] = timedelta(hours=1)
+
+    async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+        events = self._events()
+        start = int(position.cursor["next"]) if position.cursor else 0
+        if position.cursor is None:
+            while start < len(events) and events[start].occurred_at < position.since:
+                start += 1
+        while start < len(events):
+            await asyncio.sleep(self.config.page_seconds)
+            end = min(start + self.config.page, len(events))
+            yield Page(
+                events[max(0, start - self.config.overlap) : end],
+                cursor={"v": 1, "next": end},
+                complete_through=events[end - 1].occurred_at,
+            )
+            start = end

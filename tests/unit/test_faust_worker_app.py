@@ -1,0 +1,374 @@
+"""The app without a broker: its settings, the mirror's decision, and how it drives the runner."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import faust
+import orjson
+import pytest
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verity_sdk.errors import Misconfigured
+from verity_stream import faust_app
+from verity_stream.faust_app import (
+    CHECKPOINTS_TOPIC,
+    WorkerApp,
+    broker_credentials,
+    create_app,
+    create_worker_app,
+    mirror_event,
+    should_mirror,
+)
+from verity_stream.placement import partition_for
+
+
+class StubRunner:
+    """Notes every call; may be slow or fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.slow: dict[str, float] = {}
+
+    async def _called(self, name: str, *details: Any) -> None:
+        self.calls.append((name, *details) if details else name)
+        if name in self.slow:
+            await asyncio.sleep(self.slow[name])
+            self.calls.append(f"{name} done")
+
+    async def start(self) -> None:
+        await self._called("start")
+
+    async def assign(self, partitions: frozenset[int]) -> None:
+        await self._called("assign", sorted(partitions))
+
+    def fence(self) -> None:
+        self.calls.append(("fence", threading.current_thread() is threading.main_thread()))
+
+    async def revoke(self) -> None:
+        await self._called("revoke")
+
+    async def reconcile(self) -> None:
+        await self._called("reconcile")
+
+    async def stop(self) -> None:
+        await self._called("stop")
+
+    def is_ready(self) -> bool:
+        return True
+
+
+def make_settings(**changes: Any) -> Any:
+    kafka = SimpleNamespace(
+        bootstrap_servers="one:9092, two:9093", replication_factor=3, client_options=dict
+    )
+    values = {
+        "app_id": "unit",
+        "kafka": kafka,
+        "checkpoint_partitions": 24,
+        "session_timeout_seconds": 20.0,
+        "commit_interval_seconds": 1.0,
+        "broker_wait_seconds": 1.0,
+        "web_bind": "127.0.0.1",
+        "web_port": 6066,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def make_worker(**changes: Any) -> tuple[WorkerApp, StubRunner]:
+    runner = StubRunner()
+    app = create_worker_app(make_settings(**changes), lambda: runner)
+    app.runner = runner
+    return app, runner
+
+
+# Settings.
+
+
+def test_the_settings_that_fit() -> None:
+    """faust.md, "Settings that fit": each of Faust's defaults here is a trap."""
+    conf = make_worker()[0].conf
+    assert [str(url) for url in conf.broker] == ["kafka://one:9092", "kafka://two:9093"]
+    assert conf.broker_session_timeout == 20
+    assert conf.broker_heartbeat_interval <= conf.broker_session_timeout / 3
+    assert conf.broker_request_timeout > conf.broker_session_timeout
+    assert conf.broker_request_timeout > conf.broker_rebalance_timeout == 30
+    assert conf.broker_commit_interval == 1
+    assert conf.broker_max_poll_interval == 365 * 24 * 3600
+    assert conf.producer_acks == -1
+    assert conf.producer_request_timeout == 30
+    assert conf.topic_replication_factor == 3
+    assert conf.table_standby_replicas == 0
+    assert conf.stream_wait_empty
+    assert not conf.worker_redirect_stdouts
+    assert conf.processing_guarantee.value == "at_least_once"
+    assert (conf.web_bind, conf.web_port) == ("127.0.0.1", 6066)
+
+
+@pytest.mark.parametrize("session_seconds", [3.0, 10.0, 60.0])
+def test_the_timeouts_keep_their_order(session_seconds: float) -> None:
+    """Faust refuses a session above the request timeout; the group, a late heartbeat."""
+    conf = make_worker(session_timeout_seconds=session_seconds)[0].conf
+    assert conf.broker_heartbeat_interval * 3 <= session_seconds < conf.broker_request_timeout
+
+
+def test_the_environment_does_not_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust reads it without a prefix, and APP_ENV_PREFIX would undo a prefix of ours."""
+    strays = {
+        "APP_ENV_PREFIX": "",
+        "BROKER_URL": "kafka://elsewhere:1",
+        "BROKER_CONSUMER_URL": "kafka://elsewhere:1",
+        "WEB_PORT": "1",
+        "WEB_BIND": "0.0.0.0",  # noqa: S104 - the trap itself
+        "PROCESSING_GUARANTEE": "exactly_once",
+        "PRODUCER_REQUEST_TIMEOUT": "1200",
+        "VERITY_FAUST_WEB_PORT": "2",
+    }
+    for name, value in strays.items():
+        monkeypatch.setenv(name, value)
+    test_the_settings_that_fit()
+
+
+def test_a_downstream_app_has_a_group_of_its_own_and_any_setting() -> None:
+    """`app_id` and options go over ours; the workarounds stay."""
+    app = create_app(make_settings(), app_id="team", broker_commit_interval=3.0)
+    assert (app.conf.id, app.conf.broker_commit_interval) == ("team", 3)
+    assert isinstance(app, faust.App)
+    assert not isinstance(app, WorkerApp)
+
+
+def test_many_apps_share_nothing() -> None:
+    """Tests and programs build as many as they like."""
+    (one, _), (two, _) = make_worker(), make_worker(app_id="other")
+    assert one.checkpoints is not two.checkpoints
+    assert one.web is not two.web
+    assert (one.conf.id, two.conf.id) == ("unit", "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "protocol"),
+    [
+        ({"security_protocol": "SSL"}, "SSL"),
+        ({"security_protocol": "SSL", "ssl_context": ssl.create_default_context()}, "SSL"),
+        ({"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"}, "SASL_PLAINTEXT"),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}, "SASL_SSL"),
+    ],
+)
+def test_kafkas_security_is_carried_over(options: dict[str, Any], protocol: str) -> None:
+    """The same options that aiokafka's clients take, as Faust's driver hands them on."""
+    from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
+
+    user = {"sasl_plain_username": "me", "sasl_plain_password": "secret"}
+    carried = credentials_to_aiokafka_auth(broker_credentials({**options, **user}))
+    assert carried["security_protocol"] == protocol
+    if "SASL" in protocol:
+        assert carried["sasl_mechanism"] == options["sasl_mechanism"]
+        assert carried["sasl_plain_username"] == "me"
+        assert carried["sasl_plain_password"] == "secret"
+    if "SSL" in protocol:
+        assert isinstance(carried["ssl_context"], ssl.SSLContext)
+
+
+def test_plain_text_needs_no_credentials_and_other_mechanisms_are_refused() -> None:
+    """Before anything starts, naming the mechanism."""
+    assert broker_credentials({}) is None
+    with pytest.raises(Misconfigured, match="GSSAPI"):
+        broker_credentials({"security_protocol": "SASL_SSL", "sasl_mechanism": "GSSAPI"})
+
+
+# The mirror.
+
+
+@given(st.integers(), st.integers())
+def test_only_a_higher_version_is_mirrored(current: int, incoming: int) -> None:
+    """The mirror never goes back, in whatever order and how often records come."""
+    held, new = (
+        orjson.dumps({"version": max(-(2**62), min(2**62, version))})
+        for version in (current, incoming)
+    )
+    clipped = [orjson.loads(value)["version"] for value in (held, new)]
+    assert should_mirror(held, new) == (clipped[1] > clipped[0])
+    assert should_mirror(None, new)
+
+
+@given(st.binary())
+def test_any_bytes_are_mirrored_or_a_value_error(value: bytes) -> None:
+    """Nothing else is raised, whatever lies in the topic."""
+    try:
+        assert should_mirror(None, value) is True
+    except ValueError:
+        pass
+
+
+def event(key: bytes | None, value: bytes | None) -> Any:
+    message = SimpleNamespace(key=key, value=value, topic=CHECKPOINTS_TOPIC, partition=3, offset=8)
+    return SimpleNamespace(message=message)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"not JSON", b"null", b"[]", b"{}", b'{"version": "1"}', b'{"version": true}']
+)
+def test_a_record_that_is_not_understood_is_skipped_and_named(
+    value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception in an agent acknowledges and skips, and restarts it (streams.py)."""
+    table = {b"a": b'{"version": 1}'}
+    mirror_event(table, event(b"a", value))
+    assert table == {b"a": b'{"version": 1}'}
+    assert f"topic {CHECKPOINTS_TOPIC}, partition 3, offset 8" in caplog.text
+
+
+def test_a_table_that_refuses_the_write_does_not_stop_the_agent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A partition mismatch raises at the write."""
+
+    class Refusing(dict[bytes, bytes]):
+        def __setitem__(self, key: bytes, value: bytes) -> None:
+            raise RuntimeError("partitions mismatch")
+
+    mirror_event(Refusing(), event(b"a", b'{"version": 1}'))
+    assert "partition 3, offset 8" in caplog.text
+
+
+def test_a_tombstone_removes_and_a_later_record_comes_back() -> None:
+    """None, not `null`: raw values."""
+    table: dict[bytes, bytes] = {}
+    for value in (b'{"version": 7}', None, None, b'{"version": 1}'):
+        mirror_event(table, event(b"a", value))
+    assert table == {b"a": b'{"version": 1}'}
+
+
+async def test_the_mirror_runs_alone_on_raw_bytes() -> None:
+    """#606; and with a serializer the key would land in another partition."""
+    app, _ = make_worker()
+    assert app.mirror.concurrency == 1
+    topic = app.mirror.channel
+    changelog = app.checkpoints.changelog_topic
+    for one in (topic, changelog):
+        assert (one.key_type, one.value_type) == (bytes, bytes)
+        assert one.partitions == 24
+        assert one.internal
+        assert one.compacting
+    assert (app.checkpoints.key_serializer, app.checkpoints.value_serializer) == ("raw", "raw")
+    assert not app.checkpoints.use_partitioner
+
+
+# The lifecycle.
+
+
+async def rebalance(app: WorkerApp, *partitions: int, revoke: bool = True) -> None:
+    """What Faust does, in its order; the first call comes from another thread."""
+    await asyncio.to_thread(app.on_rebalance_start)
+    if revoke:
+        await app.on_partitions_revoked.send(set())
+    app._assigned_in = app.rebalancing_count
+    app._assignment = {TP(topic, p) for p in partitions for topic in (CHECKPOINTS_TOPIC, "other")}
+    app.on_rebalance_end()
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def worker() -> tuple[WorkerApp, StubRunner]:
+    app, runner = make_worker()
+    app.loop = asyncio.get_running_loop()
+    return app, runner
+
+
+async def test_fence_then_revoke_then_assign(worker: tuple[WorkerApp, StubRunner]) -> None:
+    """The fence on the main loop, though Faust calls from the consumer's thread."""
+    app, runner = worker
+    await rebalance(app, 1, 2)
+    await asyncio.sleep(0.01)
+    assert runner.calls == [("fence", True), "revoke", ("assign", [1, 2])]
+    assert app.owned_partitions == {1, 2}
+    await asyncio.to_thread(app.on_rebalance_start)
+    assert app.owned_partitions == frozenset()
+
+
+async def test_a_revoke_is_bounded(
+    worker: tuple[WorkerApp, StubRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is awaited here holds the whole group up."""
+    app, runner = worker
+    monkeypatch.setattr(faust_app, "REVOKE_SECONDS_MAX", 0.01)
+    runner.slow["revoke"] = 60
+    async with asyncio.timeout(2):
+        await app.on_partitions_revoked.send(set())
+    assert "revoke done" not in runner.calls
+
+
+async def test_an_assignment_does_not_arrive_after_the_revoke(
+    worker: tuple[WorkerApp, StubRunner],
+) -> None:
+    """The older assignment is given up before the next revoke begins."""
+    app, runner = worker
+    runner.slow["assign"] = 0.05
+    await rebalance(app, 1)
+    await asyncio.sleep(0.01)
+    await rebalance(app, 2)
+    await asyncio.sleep(0.1)
+    names = [call if isinstance(call, str) else call[0] for call in runner.calls]
+    assert names == ["fence", "revoke", "assign", "fence", "revoke", "assign", "assign done"]
+
+
+async def test_no_tick_during_a_rebalance(worker: tuple[WorkerApp, StubRunner]) -> None:
+    """Timers keep running throughout a rebalance; ours does nothing then."""
+    app, runner = worker
+    await app._reconcile()
+    await rebalance(app, 1)
+    await app._reconcile()
+    app.on_rebalance_start()
+    await app._reconcile()
+    assert runner.calls.count("reconcile") == 1
+
+
+async def test_readiness_says_why_not(worker: tuple[WorkerApp, StubRunner]) -> None:
+    """Rebalancing, no partitions, no connectors: each is a reason."""
+    app, runner = worker
+    assert app._readyz() == (503, {"status": "not ready", "reasons": ["rebalancing"]})
+    await rebalance(app)
+    assert app.reasons_not_ready() == ["no partitions assigned"]
+    await rebalance(app, 1)
+    assert app._readyz() == (200, {"status": "ready", "reasons": []})
+    runner.is_ready = lambda: False  # type: ignore[method-assign]
+    assert app.reasons_not_ready() == ["connectors are not running"]
+
+
+async def test_checkpoints_of_other_workers_are_not_shown(
+    worker: tuple[WorkerApp, StubRunner],
+) -> None:
+    """A memory store may still hold the keys of partitions that were revoked."""
+    app, _ = worker
+    mine, theirs = "postgres-main", "azure_ad"
+    assert partition_for(mine, 24) != partition_for(theirs, 24)
+    await rebalance(app, partition_for(mine, 24))
+    for connector_id in (mine, theirs):
+        app.checkpoints.data[connector_id.encode()] = b'{"version":4}'
+    assert app.owned_checkpoints() == {mine: {"partition": partition_for(mine, 24), "version": 4}}
+
+
+async def test_a_stop_while_starting_ends_the_start_and_stops_the_runner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGTERM does not wait for a database that does not answer."""
+    app, runner = make_worker()
+
+    async def nothing(*args: Any) -> None:
+        pass
+
+    monkeypatch.setattr(faust_app, "wait_for_broker", nothing)
+    monkeypatch.setattr(faust_app, "check_partitions", nothing)
+    runner.slow["start"] = 60
+    starting = asyncio.ensure_future(app.on_first_start())
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        await app.on_stop()
+        await starting
+    assert runner.calls == ["start", ("fence", True), "stop"]

@@ -1,0 +1,60 @@
+"""Settings from the environment, for any program that uses Verity's Kafka and Postgres."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from verity_common.kafka import KafkaSettings
+
+__all__ = ["DatabaseSettings", "KafkaSettings", "VerityConfig"]
+
+
+class DatabaseSettings(BaseModel):
+    """Where Postgres is and how patiently it is used; `VERITY_DATABASE__<NAME>`.
+
+    Attributes:
+        dsn: Address and credentials, never shown.
+        pool_size_min: Connections that are kept open.
+        pool_size_max: Connections at most.
+        connect_timeout_seconds: How long opening a connection may take.
+        command_timeout_seconds: How long one statement may take.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    dsn: SecretStr = SecretStr("postgresql://verity:verity@localhost/verity")
+    pool_size_min: int = Field(default=1, ge=0, le=1000)
+    pool_size_max: int = Field(default=10, ge=1, le=1000)
+    connect_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
+    command_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pool_size_min > self.pool_size_max:
+            raise ValueError("pool_size_min is more than pool_size_max")
+        return self
+
+
+class VerityConfig(BaseSettings):
+    """The environment's `VERITY_…` variables; two underscores lead into a group.
+
+    For example `VERITY_KAFKA__BOOTSTRAP_SERVERS` or `VERITY_DATABASE__DSN`. Other variables of
+    the prefix belong to other programs and are left alone; an unknown name within a group is an
+    error, because a misspelt `VERITY_KAFKA__SECURITY_PROTOCOL` would mean plain text.
+
+    Raises:
+        pydantic.ValidationError: It names every variable at fault and shows no value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="VERITY_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        hide_input_in_errors=True,
+    )
+
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)

@@ -1,0 +1,190 @@
+"""Kafka for programs around Verity: settings, and a producer that loses and repeats nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal, Self
+
+import orjson
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS_MAX = 10.0
+"""How long a producer may take to send what is left and to close."""
+
+_BATCH_BYTES = 131_072
+# Key, headers and the frame of a record come on top of its value; below 1 MiB aiokafka's own
+# default is kept.
+_RECORD_FRAME_BYTES = 65_536
+_REQUEST_BYTES_MIN = 1_048_576
+
+
+class KafkaSettings(BaseModel):
+    """How to reach Kafka; as environment variables `VERITY_KAFKA__<NAME>`.
+
+    Attributes:
+        bootstrap_servers: `host:port`, several with commas between.
+        security_protocol: How the connection is protected.
+        sasl_mechanism: How to log in where the protocol is a `SASL_…` one.
+        sasl_username: Who logs in.
+        sasl_password: With what; never shown.
+        ssl_cafile: The authorities that are trusted, as a PEM file; without it the system's.
+        request_timeout_seconds: How long one request may take.
+        replication_factor: Of topics that are created.
+        max_record_bytes: The longest value that is published; the broker's `max.message.bytes`
+            must have room for it.
+        compression_type: Of what is published; all but gzip need the package `cramjam`.
+        client_id: How the brokers call this program in their logs and quotas.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    bootstrap_servers: str = Field(default="localhost:9092", min_length=1)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: str | None = None
+    request_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3600)
+    replication_factor: int = Field(default=1, ge=1, le=100)
+    max_record_bytes: int = Field(default=1_000_000, ge=1024, le=100_000_000)
+    compression_type: Literal["gzip", "lz4", "zstd", "snappy"] | None = None
+    client_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self._is_sasl and (self.sasl_username is None or self.sasl_password is None):
+            raise ValueError(
+                f"security_protocol {self.security_protocol} needs sasl_username and sasl_password"
+            )
+        return self
+
+    @property
+    def _is_sasl(self) -> bool:
+        return self.security_protocol.startswith("SASL_")
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments for any of aiokafka's clients. They hold the password: don't log them.
+
+        Raises:
+            ValueError: `ssl_cafile` can't be read or holds no certificates.
+        """
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+            "request_timeout_ms": int(self.request_timeout_seconds * 1000),
+        }
+        if self.client_id is not None:
+            options["client_id"] = self.client_id
+        if self.security_protocol.endswith("SSL"):
+            options["ssl_context"] = self._ssl_context()
+        if self._is_sasl and self.sasl_password is not None:
+            options["sasl_mechanism"] = self.sasl_mechanism
+            options["sasl_plain_username"] = self.sasl_username
+            options["sasl_plain_password"] = self.sasl_password.get_secret_value()
+        return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self.ssl_cafile)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(
+                f"VERITY_KAFKA__SSL_CAFILE: {self.ssl_cafile} can't be used: {error}"
+            ) from error
+
+
+@asynccontextmanager
+async def create_producer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaProducer]:
+    """A started producer that writes values as JSON, for `async with`.
+
+    Idempotent, and acknowledged by all replicas in sync: what it says is published is published,
+    and a retry of its own makes no second copy. On leaving, what was handed to it is sent, for at
+    most `STOP_SECONDS_MAX`; whoever must know awaits the futures that `send` hands back.
+
+    Raises:
+        ConnectionError: No broker answered, or none let us in; nothing is left open.
+        ValueError: A setting can't be used; the message names it.
+    """
+    producer = _producer(settings)
+    where = f"VERITY_KAFKA__BOOTSTRAP_SERVERS={settings.bootstrap_servers}"
+    try:
+        async with asyncio.timeout(settings.request_timeout_seconds + STOP_SECONDS_MAX):
+            await producer.start()
+    except TimeoutError as error:
+        await _stop(producer)
+        raise ConnectionError(f"{where}: Kafka did not answer in time") from error
+    except KafkaError as error:
+        await _stop(producer)
+        raise ConnectionError(f"{where}: no Kafka broker could be reached: {error}") from error
+    except BaseException:
+        await _stop(producer)
+        raise
+    try:
+        yield producer
+    finally:
+        await _stop(producer)
+
+
+def _producer(settings: KafkaSettings) -> AIOKafkaProducer:
+    try:
+        return AIOKafkaProducer(
+            **settings.client_options(),
+            acks="all",
+            enable_idempotence=True,
+            key_serializer=_key_bytes,
+            value_serializer=_json_bytes,
+            compression_type=settings.compression_type,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=max(
+                _REQUEST_BYTES_MIN, settings.max_record_bytes + _RECORD_FRAME_BYTES
+            ),
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"VERITY_KAFKA__COMPRESSION_TYPE={settings.compression_type}: {error}"
+        ) from error
+
+
+def _key_bytes(key: str | bytes | None) -> bytes | None:
+    return key.encode() if isinstance(key, str) else key
+
+
+def _json_bytes(value: Any) -> bytes | None:
+    """The value as JSON; None stays None, which is a deletion where a topic is compacted.
+
+    Raises:
+        TypeError, ValueError, RecursionError: It can't be written as JSON.
+    """
+    if value is None:
+        return None
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # orjson refuses whole numbers beyond 64 bits, which JSON allows.
+        return json.dumps(
+            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    stopping = asyncio.ensure_future(producer.stop())
+    _, late = await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
+    if late:
+        stopping.cancel()
+        logger.error(
+            "the Kafka producer did not stop within %g s; records that were not acknowledged "
+            "may not have been published",
+            STOP_SECONDS_MAX,
+        )
+        # What stop() had not come to: without this the connections and their tasks live on.
+        await producer.client.close()
+    elif (error := stopping.exception()) is not None:
+        logger.error("the Kafka producer did not stop cleanly: %s", error)

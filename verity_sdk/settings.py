@@ -1,0 +1,34 @@
+"""Types for the settings of connectors."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
+
+
+def parse_duration(value: Any) -> Any:
+    """Read a duration: a number of seconds, or a string such as `500ms`, `30s`, `5m`, `24h`.
+
+    Raises:
+        ValueError: The text is not a duration; pydantic turns it into a settings error.
+    """
+    if isinstance(value, bool):
+        raise ValueError("not a duration: write 500ms, 30s, 5m, 24h or a number of seconds")
+    if isinstance(value, int | float):
+        return timedelta(seconds=value)
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("not a duration: write 500ms, 30s, 5m, 24h or a number of seconds")
+        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+"""A `timedelta` that is written as seconds or as a string with a unit."""

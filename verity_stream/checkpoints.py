@@ -1,0 +1,283 @@
+"""Checkpoints: the rows in Postgres, the records in the topic, and which of the two wins."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import errors as kafka_errors
+
+from verity_common.kafka import KafkaSettings
+from verity_sdk.errors import Unavailable
+from verity_stream.database import database_errors
+from verity_stream.placement import partition_for
+from verity_stream.publisher import as_verity_error
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    Checkpoint,
+    decode_checkpoint,
+    decode_seen,
+    encode_seen,
+)
+
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+"""The watermark of a connector that never ran, as the specification has it."""
+
+READ_SECONDS = 90.0
+"""Reading back waits at most for another connector's open transaction: its time-out and a margin."""
+
+
+ID_HEADERS = ("event_id", "dead_id")
+
+
+class Persisted(enum.Enum):
+    """What a compare-and-set did."""
+
+    DONE = "done"
+    EDITED = "edited"
+    """Nothing was written: an operator moved the position; the edit wins."""
+    FENCED = "fenced"
+    """Nothing was written: a newer relay has claimed the connector."""
+
+
+class CheckpointStore(Protocol):
+    """The stored checkpoints. Every method raises one of the five errors."""
+
+    async def claim(self, connector_id: str) -> Checkpoint:
+        """Take the next epoch; every relay with a lower one is fenced from here on."""
+
+    async def load(self, connector_id: str) -> Checkpoint | None:
+        """The checkpoint as it is stored now."""
+
+    async def persist(self, checkpoint: Checkpoint, *, expected_version: int) -> Persisted:
+        """Write the checkpoint if version and epoch are still what the relay knows."""
+
+
+class PostgresCheckpoints:
+    """The rows of `connector_checkpoints`."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def claim(self, connector_id: str) -> Checkpoint:
+        """Insert the row if there is none, raise its epoch by one and return it."""
+        async with database_errors("claiming the checkpoint"):
+            row = await self._pool.fetchrow(
+                """
+                INSERT INTO connector_checkpoints AS c (connector_id, last_ts, epoch)
+                VALUES ($1, $2, 1)
+                ON CONFLICT (connector_id) DO UPDATE SET epoch = c.epoch + 1
+                RETURNING *
+                """,
+                connector_id,
+                BEGINNING,
+            )
+        return _from_row(row)
+
+    async def load(self, connector_id: str) -> Checkpoint | None:
+        """The row, or None."""
+        async with database_errors("reading the checkpoint"):
+            row = await self._pool.fetchrow(
+                "SELECT * FROM connector_checkpoints WHERE connector_id = $1", connector_id
+            )
+        return None if row is None else _from_row(row)
+
+    async def load_all(self) -> list[Checkpoint]:
+        """Every row, by connector id."""
+        async with database_errors("reading the checkpoints"):
+            rows = await self._pool.fetch(
+                "SELECT * FROM connector_checkpoints ORDER BY connector_id"
+            )
+        return [_from_row(row) for row in rows]
+
+    async def persist(self, checkpoint: Checkpoint, *, expected_version: int) -> Persisted:
+        """Compare version and epoch, and set; one statement, so nothing can come between."""
+        async with database_errors("writing the checkpoint"):
+            status = await self._pool.execute(
+                """
+                UPDATE connector_checkpoints
+                SET last_ts = $4, cursor = $5, complete_through = $6, seen = $7, version = $8,
+                    updated_at = now()
+                WHERE connector_id = $1 AND version = $2 AND epoch = $3
+                """,
+                checkpoint.connector_id,
+                expected_version,
+                checkpoint.epoch,
+                checkpoint.last_ts,
+                checkpoint.cursor,
+                checkpoint.complete_through,
+                encode_seen(checkpoint.seen),
+                checkpoint.version,
+            )
+        if status == "UPDATE 1":
+            return Persisted.DONE
+        stored = await self.load(checkpoint.connector_id)
+        if stored is not None and stored.epoch == checkpoint.epoch:
+            return Persisted.EDITED
+        return Persisted.FENCED
+
+
+def _from_row(row: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        connector_id=row["connector_id"],
+        version=row["version"],
+        epoch=row["epoch"],
+        last_ts=row["last_ts"],
+        cursor=row["cursor"],
+        complete_through=row["complete_through"],
+        seen=decode_seen(row["seen"]),
+    )
+
+
+class TopicReader(Protocol):
+    """What a relay reads back at its start. Call it only after the producer has fenced."""
+
+    async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
+        """The last committed checkpoint record of the connector."""
+
+    async def published_ids(
+        self, connector_id: str, start: Mapping[str, Mapping[int, int]]
+    ) -> list[str]:
+        """The ids of the connector's committed events and dead letters from these offsets on."""
+
+
+class KafkaTopicReader:
+    """Reads committed records up to the high watermark as it stood after the fencing.
+
+    The high watermark, not the last stable offset: an open transaction of another connector
+    lower in the partition would hide this connector's own committed records behind it.
+    Waiting for the high watermark waits at most for that transaction's end.
+    """
+
+    def __init__(self, kafka: KafkaSettings, checkpoint_partitions: int) -> None:
+        self._kafka = kafka
+        self._checkpoint_partitions = checkpoint_partitions
+
+    async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
+        """The last committed checkpoint record of the connector, or None."""
+        partition = partition_for(connector_id, self._checkpoint_partitions)
+        place = TopicPartition(CHECKPOINTS_TOPIC, partition)
+        key = connector_id.encode()
+        last: bytes | None = None
+        async for record in self._read({place: None}):
+            if record.key == key:
+                last = record.value
+        return None if last is None else decode_checkpoint(last)
+
+    async def published_ids(
+        self, connector_id: str, start: Mapping[str, Mapping[int, int]]
+    ) -> list[str]:
+        """The ids, read from the records' headers: no JSON is parsed."""
+        places: dict[TopicPartition, int | None] = {
+            TopicPartition(topic, partition): offset
+            for topic, offsets in start.items()
+            for partition, offset in offsets.items()
+        }
+        mine = ("connector_id", connector_id.encode())
+        ids = []
+        async for record in self._read(places):
+            if mine in record.headers:
+                ids += [value.decode() for name, value in record.headers if name in ID_HEADERS]
+        return ids
+
+    async def _read(self, places: Mapping[TopicPartition, int | None]) -> AsyncIterator[Any]:
+        if not places:
+            return
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                ends = await self._high_watermarks(list(places))
+                async with _consumer(self._kafka, "read_committed") as consumer:
+                    consumer.assign(list(places))
+                    for place, offset in places.items():
+                        if offset is None:
+                            await consumer.seek_to_beginning(place)
+                        else:
+                            consumer.seek(place, offset)
+                    unread = {
+                        place for place in places if await consumer.position(place) < ends[place]
+                    }
+                    while unread:
+                        batches = await consumer.getmany(*unread, timeout_ms=200, max_records=5000)
+                        for records in batches.values():
+                            for record in records:
+                                yield record
+                        # position() also counts control markers and aborted records.
+                        for place in list(unread):
+                            if await consumer.position(place) >= ends[place]:
+                                unread.discard(place)
+        except TimeoutError:
+            raise Unavailable(
+                "reading back from Kafka took too long: another transaction stays open"
+            ) from None
+        except kafka_errors.KafkaError as error:
+            raise as_verity_error(error) from error
+
+    async def _high_watermarks(self, places: list[TopicPartition]) -> Mapping[Any, int]:
+        async with _consumer(self._kafka, "read_uncommitted") as consumer:
+            ends: Mapping[Any, int] = await consumer.end_offsets(places)
+            return ends
+
+
+@asynccontextmanager
+async def _consumer(kafka: KafkaSettings, isolation_level: str) -> AsyncIterator[Any]:
+    consumer = AIOKafkaConsumer(
+        **kafka.client_options(),
+        group_id=None,
+        enable_auto_commit=False,
+        isolation_level=isolation_level,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=50,
+    )
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a relay starts, and what has to be made equal first.
+
+    Attributes:
+        checkpoint: The position, with the new epoch.
+        repair_database_from: The version that Postgres has, if it must be brought up.
+        publish: Whether the topic lacks this position, so that it must be published as a
+            checkpoint of its own.
+        pages_behind: How far Postgres was behind the topic; more than 1 means that the
+            database is not the one that this topic was written with.
+    """
+
+    checkpoint: Checkpoint
+    repair_database_from: int | None = None
+    publish: bool = False
+    pages_behind: int = 0
+
+
+def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:
+    """Which of the two views of a checkpoint wins.
+
+    Only the topic is atomic with the events, so where it is ahead it wins: a crash between
+    the commit and the write to Postgres leaves it ahead by one. Where both have the same
+    version and differ, an operator's edit took the version that a page in flight also took:
+    the edit wins, because it came later.
+
+    Args:
+        stored: The row in Postgres, with the epoch just claimed.
+        published: The last committed record of the topic, or None.
+    """
+    if published is None:
+        return Start(stored, publish=stored.version > 0)
+    if published.version > stored.version:
+        return Start(
+            replace(published, epoch=stored.epoch),
+            repair_database_from=stored.version,
+            pages_behind=published.version - stored.version,
+        )
+    return Start(stored, publish=published.position != stored.position)

@@ -1,0 +1,512 @@
+"""The Faust application: placement, the checkpoint mirror, and the worker's lifecycle.
+
+Faust does here what it is good for: a consumer group gives each worker its partitions, an agent
+mirrors the checkpoints into a table, timers tick, a small web server answers. What is published,
+and where a connector stands, is the relay's business, behind the `Runner`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import faust
+import orjson
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from faust.web import Request, Response, View
+
+from verity_sdk.errors import Misconfigured, Unavailable
+from verity_stream.faust_fixes import (
+    FixedApp,
+    QuietWorker,
+    SeekFirstTableManager,
+    add_timer,
+    check_versions,
+    contained,
+    partitions_of,
+)
+from verity_stream.placement import partition_for
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
+CHECKPOINTS_TABLE = "checkpoints"
+
+# Small and quickly compacted: the topic is read back at every start of a relay, the changelog at
+# every rebalance. 1 MiB is the least that Kafka 4 takes for a segment.
+COMPACTION = {
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.bytes": str(1024 * 1024),
+    "segment.ms": str(60 * 60 * 1000),
+}
+
+RECONCILE_SECONDS = 1.0
+RECONCILE_SECONDS_MAX = 30.0
+# Awaited while the whole group waits: well below the rebalance timeout.
+REVOKE_SECONDS_MAX = 5.0
+STOP_RUNNER_SECONDS_MAX = 5.0
+REBALANCE_TIMEOUT_SECONDS = 30.0
+BROKER_RETRY_SECONDS = 1.0
+BROKER_REQUEST_SECONDS = 5.0
+YEAR_SECONDS = 365 * 24 * 3600.0
+
+
+class Runner(Protocol):
+    """What runs the connectors of a worker; every call comes from the main event loop.
+
+    1. `start` is awaited once, before the worker joins its group; what it raises stops the worker.
+    2. After `fence` no new transaction starts, until the next `assign`.
+    3. `fence`, then `revoke`, then `assign` is the order of every rebalance, the first included:
+       the first two come even when nothing runs yet, and `fence` may come twice.
+    4. `reconcile` comes about once a second, never during a rebalance and never twice at a time;
+       it may overlap with `fence`.
+    5. `stop` is awaited once, before Kafka's clients stop, also when `start` was cancelled
+       half-way or failed. Nothing comes after it.
+    """
+
+    async def start(self) -> None:
+        """Connect to what the connectors need: pool, migrations."""
+
+    async def assign(self, partitions: frozenset[int]) -> None:
+        """Own exactly these partitions of the checkpoints topic, from the next `reconcile` on."""
+
+    def fence(self) -> None:
+        """Start no new transaction."""
+
+    async def revoke(self) -> None:
+        """Stop every relay, within 5 s."""
+
+    async def reconcile(self) -> None:
+        """Start, stop and restart relays, so that those that should run do."""
+
+    async def stop(self) -> None:
+        """Stop every relay and let go of everything, within 5 s."""
+
+    def is_ready(self) -> bool:
+        """Whether the connectors are being served."""
+
+
+def create_app(settings: Any, *, app_id: str | None = None, **options: Any) -> faust.App:
+    """A Faust app for agents downstream of the raw topics; reads committed records only.
+
+    The broker, its security and the time-outs come from the settings, nothing from the
+    environment. `faust -A your.module worker` runs it.
+
+    Args:
+        settings: Verity's settings, `verity_stream.settings.load_settings()`.
+        app_id: The consumer group. Give your own, here or as `VERITY_APP_ID`: an app in the group
+            of Verity's workers would take connectors away from them.
+        options: Any setting of Faust, over ours.
+
+    Raises:
+        Misconfigured: Another version of Faust than the pinned one is installed, or its client
+            can't speak the configured security protocol.
+    """
+    check_versions()
+    return VerityApp(
+        app_id or settings.app_id, verity=settings, **{**faust_options(settings), **options}
+    )
+
+
+def create_worker_app(settings: Any, runner_factory: Callable[[], Runner]) -> WorkerApp:
+    """The app behind `faust -A verity_stream worker`.
+
+    Args:
+        settings: Verity's settings.
+        runner_factory: Makes the runner, on the main loop, once the broker answers.
+
+    Raises:
+        Misconfigured: As `create_app` does.
+    """
+    check_versions()
+    return WorkerApp(
+        settings.app_id,
+        verity=settings,
+        runner_factory=runner_factory,
+        **faust_options(settings),
+    )
+
+
+def faust_options(settings: Any) -> dict[str, Any]:
+    """Faust's settings out of ours; what differs from Faust's default says why."""
+    session_seconds = float(settings.session_timeout_seconds)
+    return {
+        "broker": [f"kafka://{server.strip()}" for server in _servers(settings)],
+        "broker_credentials": broker_credentials(settings.kafka.client_options()),
+        # Faust reads the environment without a prefix, and the environment wins: a stray
+        # BROKER_URL or WEB_PORT would take over. An empty one leaves it nothing to read.
+        "env": {},
+        "env_prefix": "VERITY_FAUST",
+        "broker_session_timeout": session_seconds,
+        "broker_heartbeat_interval": min(5.0, session_seconds / 3),
+        "broker_rebalance_timeout": REBALANCE_TIMEOUT_SECONDS,
+        # Above the session and above a join, which lasts as long as the slowest member's revoke.
+        "broker_request_timeout": max(session_seconds, REBALANCE_TIMEOUT_SECONDS) + 10.0,
+        "broker_commit_interval": float(settings.commit_interval_seconds),
+        # A worker without partitions polls nothing, and would leave the group for good.
+        "broker_max_poll_interval": YEAR_SECONDS,
+        "producer_acks": -1,
+        # 1,200 s by default: a SIGTERM with the broker down would wait for it.
+        "producer_request_timeout": 30.0,
+        "processing_guarantee": "at_least_once",
+        "stream_wait_empty": True,
+        "store": "memory://",
+        "table_standby_replicas": 0,
+        "topic_replication_factor": int(settings.kafka.replication_factor),
+        # Nothing here runs on a leader only: no topic to elect one.
+        "topic_disable_leader": True,
+        # `faust worker` binds 0.0.0.0 and ignores web_enabled=False.
+        "web_bind": settings.web_bind,
+        "web_port": settings.web_port,
+        "worker_redirect_stdouts": False,
+        "TableManager": SeekFirstTableManager,
+        "Worker": QuietWorker,
+    }
+
+
+def broker_credentials(options: Mapping[str, Any]) -> Any:
+    """Faust's credentials for the options that aiokafka's clients take; None for plain text.
+
+    Raises:
+        Misconfigured: A mechanism that Faust can't carry.
+    """
+    protocol = options.get("security_protocol", "PLAINTEXT")
+    if protocol == "PLAINTEXT":
+        return None
+    context = None
+    if protocol in ("SSL", "SASL_SSL"):
+        context = options.get("ssl_context") or ssl.create_default_context()
+    if protocol == "SSL":
+        return faust.SSLCredentials(context)
+    mechanism = options.get("sasl_mechanism", "PLAIN")
+    if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        raise Misconfigured(f"The worker can't log in to Kafka with the mechanism {mechanism}")
+    return faust.SASLCredentials(
+        username=options.get("sasl_plain_username"),
+        password=options.get("sasl_plain_password"),
+        mechanism=mechanism,
+        ssl_context=context,
+    )
+
+
+class VerityApp(FixedApp):
+    """A Faust app that waits for its broker and says whether it is alive and ready."""
+
+    def __init__(self, app_id: str, *, verity: Any, **options: Any) -> None:
+        super().__init__(app_id, **options)
+        self.verity = verity
+        self._preparing: asyncio.Task[None] | None = None
+        self._add_page("/healthz", lambda: (200, {"status": "alive"}))
+        self._add_page("/readyz", self._readyz)
+
+    async def on_first_start(self) -> None:
+        """Prepare before anything else starts; a stop meanwhile ends it at once."""
+        await super().on_first_start()
+        self._preparing = asyncio.ensure_future(self.prepare())
+        await asyncio.wait({self._preparing})
+        if not self._preparing.cancelled():
+            self._preparing.result()
+
+    async def prepare(self) -> None:
+        """What must be true before the first service starts: the broker answers."""
+        await wait_for_broker(self.verity)
+
+    async def on_stop(self) -> None:
+        """Give up preparing, then stop."""
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing}, timeout=STOP_RUNNER_SECONDS_MAX)
+        await super().on_stop()
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why this worker does not do its work now; empty when it does."""
+        if not self.is_settled:
+            return ["rebalancing"]
+        if not self._assignment:
+            return ["no partitions assigned"]
+        return []
+
+    def _readyz(self) -> tuple[int, Any]:
+        reasons = self.reasons_not_ready()
+        status = "not ready" if reasons else "ready"
+        return (503 if reasons else 200), {"status": status, "reasons": reasons}
+
+    def _add_page(self, path: str, answer: Callable[[], tuple[int, Any]]) -> None:
+        async def page(view: View, request: Request) -> Response:
+            status, body = answer()
+            return view.bytes(orjson.dumps(body), content_type="application/json", status=status)
+
+        self.page(path, name=path.strip("/"))(page)
+
+
+class WorkerApp(VerityApp):
+    """The app that runs connectors: the mirror, and a runner that follows the assignment."""
+
+    def __init__(
+        self, app_id: str, *, verity: Any, runner_factory: Callable[[], Runner], **options: Any
+    ) -> None:
+        super().__init__(app_id, verity=verity, **options)
+        self._runner_factory = runner_factory
+        self.runner: Runner | None = None
+        self._assigning: asyncio.Task[bool] | None = None
+        self._reconciling: asyncio.Task[None] | None = None
+        self.on_partitions_revoked.connect(self._revoke)
+        add_timer(
+            self,
+            RECONCILE_SECONDS,
+            self._reconcile,
+            name="reconcile",
+            seconds_max=RECONCILE_SECONDS_MAX,
+        )
+        self._add_page("/checkpoints", lambda: (200, self.owned_checkpoints()))
+        self._declare_mirror()
+
+    @property
+    def owned_partitions(self) -> frozenset[int]:
+        """The partitions of the checkpoints topic that this worker has; none in a rebalance."""
+        if not self.is_settled:
+            return frozenset()
+        return partitions_of(self._assignment, CHECKPOINTS_TOPIC)
+
+    # Lifecycle.
+
+    async def prepare(self) -> None:
+        """The broker answers, the topics fit, the runner has started."""
+        await super().prepare()
+        partitions = self.verity.checkpoint_partitions
+        await check_partitions(
+            self.verity, {CHECKPOINTS_TOPIC: partitions, self._changelog_name: partitions}
+        )
+        self.runner = self._runner_factory()
+        await self.runner.start()
+
+    def on_rebalance_start(self) -> None:
+        """Fence, in the main loop: Faust calls this in the consumer's thread.
+
+        Faust hands the revoke to the same loop after this returns, so the fence comes first.
+        """
+        super().on_rebalance_start()
+        self.loop.call_soon_threadsafe(self._fence)
+
+    def on_rebalance_end(self) -> None:
+        """The real "ready" of Faust: recovered, sought, resumed."""
+        super().on_rebalance_end()
+        if self.is_settled and not self.should_stop:
+            self._assigning = asyncio.ensure_future(self._assign(self.owned_partitions))
+
+    async def on_stop(self) -> None:
+        """Stop the relays first: they need no Faust, and their brokers and pools still stand."""
+        for task in (self._assigning, self._reconciling):
+            await _cancel(task)
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            runner.fence()
+            await contained(runner.stop(), "Stopping the connectors", STOP_RUNNER_SECONDS_MAX)
+        await super().on_stop()
+
+    def _fence(self) -> None:
+        if self.runner is not None:
+            self.runner.fence()
+
+    async def _assign(self, partitions: frozenset[int]) -> bool:
+        if self.runner is None:
+            return False
+        logger.info("Assigned %d partitions: %s", len(partitions), sorted(partitions))
+        return await contained(
+            self.runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
+        )
+
+    async def _revoke(self, *args: Any, **kwargs: Any) -> None:
+        # An assignment still on its way must not arrive after the revoke.
+        await _cancel(self._assigning)
+        if self.runner is not None:
+            await contained(self.runner.revoke(), "Revoking partitions", REVOKE_SECONDS_MAX)
+
+    async def _reconcile(self) -> None:
+        if self.runner is not None and self.is_settled:
+            self._reconciling = asyncio.current_task()
+            await self.runner.reconcile()
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why this worker does not run its connectors now; empty when it does."""
+        reasons = super().reasons_not_ready()
+        if self.runner is None or not self.runner.is_ready():
+            reasons.append("connectors are not running")
+        return reasons
+
+    # The mirror.
+
+    @property
+    def _changelog_name(self) -> str:
+        return str(self.checkpoints.changelog_topic.get_topic_name())
+
+    def _declare_mirror(self) -> None:
+        # Raw bytes on both sides. A serializer would give the table another key than the topic,
+        # hence another partition, and would send `null` where a tombstone is meant.
+        raw: dict[str, Any] = {
+            "key_type": bytes,
+            "value_type": bytes,
+            "partitions": self.verity.checkpoint_partitions,
+        }
+        topic = self.topic(
+            CHECKPOINTS_TOPIC,
+            **raw,
+            key_serializer="raw",
+            value_serializer="raw",
+            internal=True,
+            compacting=True,
+            allow_empty=True,
+            config=COMPACTION,
+        )
+        # The changelog record takes the partition of the event that is being mirrored.
+        self.checkpoints = self.Table(CHECKPOINTS_TABLE, **raw, extra_topic_configs=COMPACTION)
+
+        # One at a time: with more, Faust commits past a message in flight (#606).
+        @self.agent(topic, concurrency=1, name="verity.mirror")
+        async def mirror(stream: Any) -> None:
+            async for event in stream.events():
+                mirror_event(self.checkpoints, event)
+
+        self.mirror = mirror
+
+    def owned_checkpoints(self) -> dict[str, Any]:
+        """The mirrored checkpoints of the owned partitions, by connector id."""
+        owned = self.owned_partitions
+        result = {}
+        for key, value in self.checkpoints.items():
+            connector_id = key.decode()
+            partition = partition_for(connector_id, self.verity.checkpoint_partitions)
+            # A memory store may still hold keys of partitions that went to another worker.
+            if partition in owned and value is not None:
+                result[connector_id] = {"partition": partition, **orjson.loads(value)}
+        return result
+
+
+def mirror_event(table: Any, event: Any) -> None:
+    """Write one checkpoint record to the table when it is newer; nothing escapes.
+
+    Faust acknowledges a message whose processing raised, and restarts the agent: a record that
+    is not understood would take others with it. It is logged and left out instead; the relay
+    does not depend on the mirror.
+    """
+    message = event.message
+    try:
+        key, value = message.key, message.value
+        if value is None:
+            table.pop(key, None)
+        elif should_mirror(table.get(key), value):
+            table[key] = value
+    except Exception:
+        logger.exception(
+            "A checkpoint record can't be mirrored: topic %s, partition %d, offset %d",
+            message.topic,
+            message.partition,
+            message.offset,
+        )
+
+
+def should_mirror(current: bytes | None, incoming: bytes) -> bool:
+    """Whether a checkpoint record is newer than the one that is held.
+
+    Raises:
+        ValueError: One of the two is not a JSON object with an integer `version`.
+    """
+    version = _version(incoming)
+    return current is None or version > _version(current)
+
+
+def _version(record: bytes) -> int:
+    value = orjson.loads(record)
+    version = value.get("version") if isinstance(value, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise ValueError("not a JSON object with an integer `version`")
+    return version
+
+
+async def wait_for_broker(settings: Any) -> None:
+    """Return when a broker answers; Faust itself would give up after two seconds.
+
+    Raises:
+        Unavailable: None did within `settings.broker_wait_seconds`.
+    """
+    servers = ", ".join(_servers(settings))
+    deadline = time.monotonic() + settings.broker_wait_seconds
+    is_first = True
+    while True:
+        try:
+            admin = await _connect(settings)
+        except (KafkaError, OSError, TimeoutError) as error:
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0:
+                raise Unavailable(
+                    f"No Kafka broker answered at {servers} within "
+                    f"{settings.broker_wait_seconds:g} s ({error}). Is it running, and is "
+                    "VERITY_KAFKA__BOOTSTRAP_SERVERS right?"
+                ) from error
+            if is_first:
+                logger.warning(
+                    "No Kafka broker answers at %s (%s); waiting up to %.0f s",
+                    servers,
+                    error,
+                    left_seconds,
+                )
+            is_first = False
+            await asyncio.sleep(min(BROKER_RETRY_SECONDS, left_seconds))
+        else:
+            await admin.close()
+            return
+
+
+async def check_partitions(settings: Any, wanted: Mapping[str, int]) -> None:
+    """Return when each topic has the wanted number of partitions, or does not exist yet.
+
+    With another number Faust raises at the table's first write, in the agent, and the record is
+    lost to the mirror; and connectors would be looked for in partitions that don't exist.
+
+    Raises:
+        Misconfigured: A topic has another number.
+    """
+    admin = await _connect(settings)
+    try:
+        topics = await admin.describe_topics(list(wanted))
+    finally:
+        await admin.close()
+    for topic in topics:
+        name, found = topic["topic"], len(topic["partitions"])
+        if topic["error_code"] == 0 and found != wanted[name]:
+            raise Misconfigured(
+                f"The topic {name} has {found} partitions, but VERITY_CHECKPOINT_PARTITIONS is "
+                f"{wanted[name]}. The number is fixed once the topic exists: set it to {found}, "
+                "or, with all workers stopped, delete the topic."
+            )
+
+
+async def _connect(settings: Any) -> AIOKafkaAdminClient:
+    options = {
+        "bootstrap_servers": _servers(settings),
+        **settings.kafka.client_options(),
+        "request_timeout_ms": int(BROKER_REQUEST_SECONDS * 1000),
+    }
+    admin = AIOKafkaAdminClient(**options)
+    try:
+        await asyncio.wait_for(admin.start(), BROKER_REQUEST_SECONDS)
+    except BaseException:
+        await admin.close()
+        raise
+    return admin
+
+
+async def _cancel(task: asyncio.Task[Any] | None) -> None:
+    if task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1.0)
+
+
+def _servers(settings: Any) -> list[str]:
+    servers = settings.kafka.bootstrap_servers
+    return servers.split(",") if isinstance(servers, str) else cast("list[str]", list(servers))

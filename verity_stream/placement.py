@@ -1,0 +1,18 @@
+"""Which partition, and so which worker, a connector belongs to."""
+
+from __future__ import annotations
+
+from aiokafka.partitioner import murmur2
+
+
+def partition_for(connector_id: str, partitions: int) -> int:
+    """The partition of the checkpoints topic that a connector belongs to.
+
+    The same number that a Kafka producer's default partitioner picks for the key, so that the
+    relay's checkpoint record, its changelog record and the worker that runs the connector meet.
+
+    Args:
+        connector_id: The key of the checkpoint record.
+        partitions: How many partitions the topic has.
+    """
+    return int((murmur2(connector_id.encode()) & 0x7FFFFFFF) % partitions)

@@ -1,0 +1,237 @@
+"""Publishing a page: all of it, and its checkpoint record, or nothing.
+
+`KafkaPublisher` is the only place that writes to Kafka. Its contract:
+
+1. After `publish` returns, every record of the page and its seal are committed and visible to
+   readers of committed records.
+2. After it raises, none of them will ever be visible, or (only if the outcome of the commit
+   itself is unknown) all of them: the topic is asked at the next start.
+3. After it raises or is cancelled, the publisher is spent: close it and make a new one.
+   aiokafka has advanced its sequence numbers, and the next transaction would fail.
+4. `start` fences every older publisher of the same transactional id and aborts what it left.
+
+Without a transactional id (`at_least_once`) the producer is idempotent and 2. becomes: some of
+the records may be visible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from aiokafka.partitioner import murmur2
+
+from verity_common.kafka import KafkaSettings
+from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
+from verity_stream.records import Offsets, Record
+
+logger = structlog.get_logger(__name__)
+
+BATCH_BYTES = 256 * 1024
+"""A batch is closed at this size: large enough to be cheap, well below a broker's limit of 1 MB."""
+
+CLOSE_SECONDS = 5.0
+KEYS_CACHED_MAX = 65_536
+
+
+class Publisher(Protocol):
+    """What a relay needs; see the module's contract."""
+
+    async def start(self) -> None:
+        """Connect and fence; raises one of the five errors."""
+
+    async def publish(
+        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+    ) -> Offsets:
+        """Publish records and then, with the offsets they took, the record that seals them."""
+
+    async def close(self) -> None:
+        """Abort what is open and disconnect; never raises, bounded in time."""
+
+
+def as_verity_error(error: BaseException) -> VerityError:
+    """The one of the five errors that says who must act on an error of Kafka's client."""
+    if isinstance(error, VerityError):
+        return error
+    what = f"{type(error).__name__}: {error}".strip(": ")
+    if isinstance(error, kafka_errors.ProducerFenced):
+        return Fenced("a newer producer has this connector's transactional id")
+    if isinstance(
+        error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError
+    ):
+        return Misconfigured(
+            f"the broker refused a record's size ({what}): VERITY_KAFKA__MAX_RECORD_BYTES must "
+            "be below the broker's message.max.bytes"
+        )
+    if isinstance(error, kafka_errors.InvalidTransactionTimeout):
+        return Misconfigured(
+            "VERITY_TRANSACTION_TIMEOUT is above the broker's transaction.max.timeout.ms"
+        )
+    if isinstance(
+        error,
+        kafka_errors.TopicAuthorizationFailedError
+        | kafka_errors.GroupAuthorizationFailedError
+        | kafka_errors.ClusterAuthorizationFailedError
+        | kafka_errors.TransactionalIdAuthorizationFailed
+        | kafka_errors.AuthenticationFailedError,
+    ):
+        return Denied(f"Kafka refused: {what}")
+    return Unavailable(f"Kafka: {what}")
+
+
+class KafkaPublisher:
+    """Publishes pages through one producer of its own.
+
+    Args:
+        kafka: How to reach the brokers.
+        transactional_id: Whose transactions these are, or None for `at_least_once`.
+        transaction_timeout: After this the broker aborts a page by itself. It also bounds
+            how long the page of a relay that died holds back committed readers.
+    """
+
+    def __init__(
+        self, kafka: KafkaSettings, *, transactional_id: str | None, transaction_timeout: timedelta
+    ) -> None:
+        self._is_transactional = transactional_id is not None
+        # Beyond the transaction's own time-out nothing can succeed any more; the margin lets
+        # the broker's answer arrive.
+        self._publish_seconds = transaction_timeout.total_seconds() + 10
+        self._start_seconds = kafka.request_timeout_seconds + self._publish_seconds
+        options: dict[str, Any] = {
+            **kafka.client_options(),
+            "acks": "all",
+            "compression_type": kafka.compression_type,
+            "max_batch_size": BATCH_BYTES,
+            "max_request_size": max(1_048_576, kafka.max_record_bytes + 65_536),
+        }
+        if transactional_id is None:
+            options["enable_idempotence"] = True
+        else:
+            options["transactional_id"] = transactional_id
+            options["transaction_timeout_ms"] = int(transaction_timeout.total_seconds() * 1000)
+        self._options = options
+        self._producer: AIOKafkaProducer | None = None
+        self._partition_counts: dict[str, int] = {}
+        self._partitions: dict[tuple[str, bytes | None], int] = {}
+
+    async def start(self) -> None:
+        """Connect, fence older producers and abort what they left open."""
+        self._producer = AIOKafkaProducer(**self._options)
+        try:
+            await asyncio.wait_for(self._producer.start(), self._start_seconds)
+        except TimeoutError:
+            raise Unavailable("Kafka did not answer the producer's start in time") from None
+        except (kafka_errors.KafkaError, ValueError) as error:
+            raise as_verity_error(error) from error
+
+    async def publish(
+        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+    ) -> Offsets:
+        """Publish one page; see the module's contract."""
+        try:
+            return await asyncio.wait_for(self._publish(records, seal), self._publish_seconds)
+        except TimeoutError:
+            raise Unavailable("Kafka did not take the page within the transaction's time") from None
+        except (kafka_errors.KafkaError, AssertionError) as error:
+            # aiokafka reports a state that no longer allows the call as a bare AssertionError.
+            raise as_verity_error(error) from error
+
+    async def _publish(
+        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None
+    ) -> Offsets:
+        producer = self._producer
+        assert producer is not None, "start() comes first"  # noqa: S101 - a bug of ours, not input
+        if self._is_transactional:
+            await producer.begin_transaction()
+        offsets = await self._send(producer, records)
+        if seal is not None:
+            await self._send(producer, [seal(offsets)])
+        # Every acknowledgement was awaited above. Committing with one outstanding would commit
+        # the rest of the page if that one failed.
+        if self._is_transactional:
+            await producer.commit_transaction()
+        return offsets
+
+    async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:
+        """Send the records in batches and await every acknowledgement."""
+        open_batches: dict[tuple[str, int], Any] = {}
+        futures: list[asyncio.Future[Any]] = []
+        sent: list[tuple[str, int, int]] = []
+
+        async def send(topic: str, partition: int, batch: Any) -> None:
+            batch.close()
+            sent.append((topic, partition, batch.record_count()))
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+
+        for topic, key, value, headers in records:
+            partition = self._partitions.get((topic, key))
+            if partition is None:
+                partition = await self._partition(producer, topic, key)
+            place = (topic, partition)
+            batch = open_batches.get(place)
+            if batch is None:
+                batch = open_batches[place] = producer.create_batch()
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                await send(topic, partition, batch)
+                batch = open_batches[place] = producer.create_batch()
+                # A new batch takes its first record whatever its size.
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        for (topic, partition), batch in open_batches.items():
+            await send(topic, partition, batch)
+        acknowledged = await asyncio.gather(*futures, return_exceptions=True)
+        offsets: Offsets = {}
+        for (topic, partition, count), metadata in zip(sent, acknowledged, strict=True):
+            if isinstance(metadata, BaseException):
+                raise metadata
+            first, last = metadata.offset, metadata.offset + count - 1
+            taken = offsets.setdefault(topic, {})
+            if partition in taken:
+                first = min(first, taken[partition][0])
+                last = max(last, taken[partition][1])
+            taken[partition] = (first, last)
+        return offsets
+
+    async def _partition(self, producer: AIOKafkaProducer, topic: str, key: bytes | None) -> int:
+        """The partition of a key, as Kafka's default partitioner has it; remembered, bounded."""
+        count = self._partition_counts.get(topic)
+        if count is None:
+            count = self._partition_counts[topic] = len(await producer.partitions_for(topic))
+        partition = 0 if key is None else (murmur2(key) & 0x7FFFFFFF) % count
+        if len(self._partitions) >= KEYS_CACHED_MAX:
+            self._partitions.clear()
+        self._partitions[topic, key] = partition
+        return partition
+
+    async def close(self) -> None:
+        """Abort what is open and disconnect; never raises, bounded in time."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        # stop() leaves an open transaction open, which holds back every committed reader of
+        # its partitions until the transaction times out: abort first.
+        if self._is_transactional and producer._txn_manager.is_in_transaction():
+            await _bounded(producer.abort_transaction(), "abort")
+        if not await _bounded(producer.stop(), "stop"):
+            # A cancelled stop() leaves the sender's task and the connections alive.
+            task = producer._sender.sender_task
+            if task is not None:
+                task.cancel()
+            await _bounded(producer.client.close(), "disconnect")
+
+
+async def _bounded(step: Any, name: str) -> bool:
+    """Run a step of closing; whether it finished in time."""
+    try:
+        await asyncio.wait_for(step, CLOSE_SECONDS)
+    except TimeoutError:
+        logger.warning("publisher.close_timed_out", step=name)
+        return False
+    except (kafka_errors.KafkaError, AssertionError) as error:
+        # Fenced, or never begun: there is nothing left to abort.
+        logger.debug("publisher.close_refused", step=name, error=repr(error))
+    return True

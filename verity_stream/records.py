@@ -1,0 +1,395 @@
+"""What stands in Kafka: raw events, dead letters, gaps, checkpoints, permissions.
+
+Pure functions from the SDK's objects to `Record`s. Every value is a JSON object; times are
+RFC 3339, UTC, with microseconds and `Z`. The headers are UTF-8 text:
+
+| header | on | is |
+| --- | --- | --- |
+| `event_id` | raw events, dead letters that have one | the source's id, as text |
+| `dead_id` | dead letters | the same whenever the same thing is rejected again |
+| `connector_id` | all | which connector published it |
+| `schema` | all | `raw_event/1`, `dead_letter/1`, `gap/1`, `checkpoint/1`, `permission/1` |
+| `fetched_at` | all | when the page was fetched |
+| `snapshot_id`, `record` | permissions | the run; `start`, `grant` or `end` |
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from verity_sdk.connector_base import PermissionSnapshot, RawEvent
+from verity_sdk.errors import Malformed
+from verity_sdk.pages import Gap, RejectedRecord
+from verity_sdk.times import as_utc, format_utc, parse_utc
+from verity_stream.settings import is_valid_name
+
+CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
+GAPS_TOPIC = "verity.connector.gaps"
+
+Headers = list[tuple[str, bytes]]
+Offsets = dict[str, dict[int, tuple[int, int]]]
+"""Topic → partition → the first and last offset that a page took there."""
+
+
+def raw_topic(platform: str) -> str:
+    """The topic of a platform's audit events."""
+    return f"verity.events.raw.{platform}"
+
+
+def dead_topic(platform: str) -> str:
+    """The topic of a platform's dead letters."""
+    return f"verity.events.dead.{platform}"
+
+
+def permissions_topic(platform: str) -> str:
+    """The topic of a platform's permission snapshots."""
+    return f"verity.permissions.raw.{platform}"
+
+
+class Record(NamedTuple):
+    """One record to publish; the partition follows from the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a page's records come from: the headers they share, encoded once."""
+
+    connector_id: str
+    platform: str
+    fetched_at: str
+
+    def headers(self, schema: str) -> Headers:
+        """The headers that every record of the page carries."""
+        return [
+            ("connector_id", self.connector_id.encode()),
+            ("schema", schema.encode()),
+            ("fetched_at", self.fetched_at.encode()),
+        ]
+
+
+KEY_FIELDS: Mapping[str, Callable[[RawEvent], str]] = {
+    "principal_ref": lambda event: event.principal_ref,
+    "asset_ref": lambda event: event.asset_ref,
+    "event_id": lambda event: event.event_id,
+}
+
+
+class EventEncoder:
+    """Encodes the events of one page.
+
+    Args:
+        origin: Whose page it is.
+        partition_by: The field whose value is the record's key.
+        value_bytes_max: The longest value the broker takes.
+    """
+
+    def __init__(self, origin: Origin, partition_by: str, value_bytes_max: int) -> None:
+        self._headers = origin.headers("raw_event/1")
+        self._key_of = KEY_FIELDS[partition_by]
+        self._value_bytes_max = value_bytes_max
+
+    def encode(self, event: RawEvent) -> Record:
+        """Encode one event.
+
+        Raises:
+            Malformed: The event can't be published as it is; it belongs to the dead letters.
+        """
+        platform = event.platform
+        if not (isinstance(platform, str) and is_valid_name(platform)):
+            raise Malformed("platform can't be part of a topic's name")
+        event_id = event.event_id
+        try:
+            # A list of fields rather than orjson's own dataclass support, which leaves out
+            # microseconds of 0 and cannot write naive times as UTC.
+            value = _dumps(
+                {
+                    "platform": platform,
+                    "event_id": event_id,
+                    "occurred_at": format_utc(as_utc(event.occurred_at)),
+                    "principal_ref": event.principal_ref,
+                    "asset_ref": event.asset_ref,
+                    "operation": event.operation,
+                    "raw_payload": event.raw_payload,
+                }
+            )
+            key = str(self._key_of(event)).encode()
+            identity = str(event_id).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Malformed(f"the event can't be written as JSON: {error}") from error
+        if len(value) > self._value_bytes_max:
+            raise Malformed(
+                f"the event is {len(value)} bytes, more than the {self._value_bytes_max} of "
+                "VERITY_KAFKA__MAX_RECORD_BYTES"
+            )
+        return Record(raw_topic(platform), key, value, [("event_id", identity), *self._headers])
+
+
+def _dumps(body: dict[str, Any]) -> bytes:
+    """Compact JSON; keys that are no strings, which are rare and slow, become strings."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+
+
+class DeadLetter(NamedTuple):
+    """What could not be published, whole, in one record or in parts.
+
+    `dead_id` is the same whenever the same thing turns up again, so that it is one dead letter.
+    """
+
+    dead_id: str
+    records: list[Record]
+
+
+def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> DeadLetter:
+    """The dead letter of an event that can't be published."""
+    fields = dict(vars(event)) if hasattr(event, "__dict__") else {"value": event}
+    identity = fields.get("event_id")
+    event_id = None if identity is None or identity == "" else str(identity)
+    data = _readable(fields).encode("utf-8", "backslashreplace")
+    return _dead_letter(origin, data, reason, event_id, part_bytes, event_id=event_id)
+
+
+def dead_record(origin: Origin, rejected: RejectedRecord, part_bytes: int) -> DeadLetter:
+    """The dead letter of a source record that was not understood."""
+    return _dead_letter(origin, rejected.data, rejected.reason, rejected.reference, part_bytes)
+
+
+def _readable(fields: dict[str, Any]) -> str:
+    """JSON where that is possible; what JSON has no word for, as Python shows it."""
+    try:
+        return json.dumps(fields, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        # Keys that are no text, or an object that contains itself.
+        return repr(fields)
+
+
+def _dead_letter(
+    origin: Origin,
+    data: bytes,
+    reason: str,
+    reference: str | None,
+    part_bytes: int,
+    *,
+    event_id: str | None = None,
+) -> DeadLetter:
+    """Cut the data into parts that fit a record; `sha256` and `parts` prove a whole one."""
+    digest = hashlib.sha256(data).hexdigest()
+    dead_id = f"{digest}:{reference or ''}"
+    headers = [("dead_id", _utf8(dead_id)), *origin.headers("dead_letter/1")]
+    if event_id is not None:
+        headers.insert(0, ("event_id", _utf8(event_id)))
+    parts = max(1, -(-len(data) // part_bytes))
+    records = []
+    for part in range(parts):
+        piece = data[part * part_bytes : (part + 1) * part_bytes]
+        body: dict[str, Any] = {
+            "platform": origin.platform,
+            "connector_id": origin.connector_id,
+            "reason": _clean(reason),
+            "reference": None if reference is None else _clean(reference),
+            "fetched_at": origin.fetched_at,
+            "size_bytes": len(data),
+            "sha256": digest,
+            "part": part + 1,
+            "parts": parts,
+        }
+        try:
+            value = orjson.dumps({**body, "encoding": "utf-8", "data": piece.decode()})
+        except UnicodeDecodeError:
+            encoded = base64.b64encode(piece).decode()
+            value = orjson.dumps({**body, "encoding": "base64", "data": encoded})
+        records.append(Record(dead_topic(origin.platform), digest.encode(), value, headers))
+    return DeadLetter(dead_id, records)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _clean(text: str) -> str:
+    """Text that fits a JSON string and a line: nothing a source says can break a record."""
+    return _utf8(text).decode()[:2000]
+
+
+def gap_record(origin: Origin, gap: Gap) -> Record:
+    """The record of what is known to be missing."""
+    value = orjson.dumps(
+        {
+            "platform": origin.platform,
+            "connector_id": origin.connector_id,
+            "from_at": None if gap.from_at is None else format_utc(as_utc(gap.from_at)),
+            "to_at": None if gap.to_at is None else format_utc(as_utc(gap.to_at)),
+            "scope": _clean(gap.scope),
+            "reason": _clean(gap.reason),
+            "recorded_at": origin.fetched_at,
+        }
+    )
+    return Record(GAPS_TOPIC, origin.connector_id.encode(), value, origin.headers("gap/1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where the ids to remember begin in the raw topics, and up to which time they reach.
+
+    Attributes:
+        start: Topic → partition → the first offset to read back.
+        newest_at: No remembered event occurred after this.
+    """
+
+    start: Mapping[str, Mapping[int, int]]
+    newest_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A connector's position after a page; the same in Postgres, the topic and the table.
+
+    Attributes:
+        version: One more with every page and every edit; 0 before the first.
+        epoch: The start of the relay that wrote it.
+        last_ts: The watermark.
+        cursor: The connector's own position, if it has one.
+        complete_through: Up to when every event is out, as far as the source can tell.
+        seen: Where the ids to remember begin; None after an edit.
+    """
+
+    connector_id: str
+    version: int
+    epoch: int
+    last_ts: datetime
+    cursor: Mapping[str, Any] | None = None
+    complete_through: datetime | None = None
+    seen: Seen | None = None
+
+    @property
+    def position(self) -> tuple[Any, ...]:
+        """What makes two checkpoints of the same version the same."""
+        return (self.version, self.last_ts, self.cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class PageSummary:
+    """What the page of a checkpoint record held; `offsets` proves continuity from the topic."""
+
+    event_count: int = 0
+    repeat_count: int = 0
+    dead_count: int = 0
+    gap_count: int = 0
+    offsets: Offsets | None = None
+
+
+def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSummary) -> Record:
+    """The record that makes a page's position visible together with the page."""
+    value = orjson.dumps(
+        {
+            "connector_id": checkpoint.connector_id,
+            "platform": origin.platform,
+            "version": checkpoint.version,
+            "epoch": checkpoint.epoch,
+            "last_ts": format_utc(checkpoint.last_ts),
+            "cursor": checkpoint.cursor,
+            "complete_through": _optional_time(checkpoint.complete_through),
+            "seen": encode_seen(checkpoint.seen),
+            "event_count": summary.event_count,
+            "repeat_count": summary.repeat_count,
+            "dead_count": summary.dead_count,
+            "gap_count": summary.gap_count,
+            "offsets": summary.offsets or {},
+            "published_at": origin.fetched_at,
+        },
+        option=orjson.OPT_NON_STR_KEYS,
+    )
+    key = checkpoint.connector_id.encode()
+    return Record(CHECKPOINTS_TOPIC, key, value, origin.headers("checkpoint/1"))
+
+
+def decode_checkpoint(value: bytes) -> Checkpoint:
+    """Read a checkpoint record.
+
+    Raises:
+        Malformed: The value is not one.
+    """
+    try:
+        body = orjson.loads(value)
+        return Checkpoint(
+            connector_id=body["connector_id"],
+            version=body["version"],
+            epoch=body["epoch"],
+            last_ts=parse_utc(body["last_ts"]),
+            cursor=body["cursor"],
+            complete_through=body["complete_through"] and parse_utc(body["complete_through"]),
+            seen=decode_seen(body["seen"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Malformed(f"not a checkpoint record: {error!r}") from error
+
+
+def encode_seen(seen: Seen | None) -> dict[str, Any] | None:
+    """`Seen` as a JSON value."""
+    if seen is None:
+        return None
+    start = {
+        topic: {str(partition): offset for partition, offset in offsets.items()}
+        for topic, offsets in seen.start.items()
+    }
+    return {"start": start, "newest_at": format_utc(seen.newest_at)}
+
+
+def decode_seen(body: Mapping[str, Any] | None) -> Seen | None:
+    """`Seen` from a JSON value; raises KeyError, ValueError or TypeError where it is none."""
+    if body is None:
+        return None
+    start = {
+        topic: {int(partition): int(offset) for partition, offset in offsets.items()}
+        for topic, offsets in body["start"].items()
+    }
+    return Seen(start, parse_utc(body["newest_at"]))
+
+
+def _optional_time(at: datetime | None) -> str | None:
+    return None if at is None else format_utc(at)
+
+
+def snapshot_record(origin: Origin, snapshot_id: str, kind: str, body: dict[str, Any]) -> Record:
+    """A record of a permission snapshot.
+
+    All records of a connector's snapshots share one key and so one partition: start, grants
+    and end stand in that order for every consumer.
+    """
+    headers = [
+        *origin.headers("permission/1"),
+        ("snapshot_id", snapshot_id.encode()),
+        ("record", kind.encode()),
+    ]
+    value = _dumps({"record": kind, "snapshot_id": snapshot_id, **body})
+    return Record(permissions_topic(origin.platform), origin.connector_id.encode(), value, headers)
+
+
+def grant_body(grant: PermissionSnapshot, snapshot_at: datetime) -> dict[str, Any]:
+    """The fields of a grant as JSON values."""
+    at = snapshot_at if grant.snapshot_at is None else as_utc(grant.snapshot_at)
+    return {
+        "platform": grant.platform,
+        "principal_ref": grant.principal_ref,
+        "asset_ref": grant.asset_ref,
+        "privilege": grant.privilege,
+        "grant_mechanism": grant.grant_mechanism,
+        "granted_via": grant.granted_via,
+        "snapshot_at": format_utc(at),
+        "raw_payload": grant.raw_payload,
+    }

@@ -1,0 +1,369 @@
+"""The relay: one connector's events from its source into Kafka, exactly once.
+
+One page takes four steps, and their order is the guarantee:
+
+1. **Fetch** a page and drop the events that the seen window knows.
+2. **Publish** events, dead letters, gaps and the checkpoint record in one Kafka transaction.
+3. **Persist** the checkpoint in Postgres by compare-and-set.
+4. **Mirror**: an agent of the stream application copies the record into its table.
+
+Before the commit nothing happened; after it everything did. Between commit and persist the
+topic is ahead of Postgres by one page, and the next start repairs that. Whatever fails inside
+a page ends `run`; the caller throws the relay away and starts another, which finds out from
+the topic what became of that page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, cast
+
+import structlog
+
+from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
+from verity_sdk.times import as_utc, format_utc
+from verity_stream.checkpoints import (
+    CheckpointStore,
+    Persisted,
+    TopicReader,
+    decide_start,
+)
+from verity_stream.publisher import Publisher
+from verity_stream.records import (
+    GAPS_TOPIC,
+    Checkpoint,
+    DeadLetter,
+    EventEncoder,
+    Offsets,
+    Origin,
+    PageSummary,
+    Record,
+    checkpoint_record,
+    dead_event,
+    dead_record,
+    gap_record,
+)
+from verity_stream.seen import SeenWindow
+from verity_stream.settings import ConnectorSpec, StreamSettings
+from verity_stream.source import Clock, RelayPage, Source, earlier
+from verity_stream.status import State, Status, utc_now
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EncodedPage:
+    """A page as records, and what the seen window remembers of it."""
+
+    records: Sequence[Record] = ()
+    ids: Sequence[str] = ()
+    newest_at: datetime
+    summary: PageSummary = field(default_factory=PageSummary)
+
+
+class Relay:
+    """Runs one connector until it is halted, fenced or fails.
+
+    Args:
+        spec: The connector's configuration.
+        settings: The worker's settings.
+        source: Where the pages come from.
+        publisher: A fresh one; the relay starts and closes it.
+        store: The checkpoints in Postgres.
+        reader: What was committed to Kafka.
+        ensure_topics: Makes sure that topics exist before something is published to them.
+        status: What people see; the relay keeps it up to date.
+        clock: The present, aware UTC.
+    """
+
+    def __init__(
+        self,
+        spec: ConnectorSpec,
+        settings: StreamSettings,
+        source: Source,
+        publisher: Publisher,
+        store: CheckpointStore,
+        reader: TopicReader,
+        ensure_topics: Callable[[Iterable[str]], Awaitable[None]],
+        status: Status,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._source = source
+        self._publisher = publisher
+        self._store = store
+        self._reader = reader
+        self._ensure_topics = ensure_topics
+        self._status = status
+        self._clock = clock
+        self._window = SeenWindow(settings.seen_window_ids)
+        self._checkpoint: Checkpoint | None = None
+        self._is_halted = False
+        self._task: asyncio.Task[Any] | None = None
+        self._is_interruptible = False
+        self._log = logger.bind(connector_id=spec.connector_id)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The last position that is in the topic and in Postgres."""
+        assert self._checkpoint is not None, "known once the relay has started"  # noqa: S101
+        return self._checkpoint
+
+    def halt(self) -> None:
+        """Let the page in hand finish, start no other, and end `run`."""
+        self._is_halted = True
+        if self._is_interruptible and self._task is not None:
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Start, then pull pass after pass.
+
+        Raises:
+            Fenced: Another relay owns the connector. Nothing of the page in hand is visible,
+                or all of it is and the owner knows.
+            Unavailable, Denied, Misconfigured: The page in hand is out as a whole or not at
+                all; the next start finds out which.
+        """
+        self._task = asyncio.current_task()
+        try:
+            await self._start()
+            while not self._is_halted:
+                await self._refresh()
+                await self._pull()
+                self._status.enter(State.CAUGHT_UP)
+                await self._interruptible(
+                    asyncio.sleep(self._spec.options.poll_every.total_seconds())
+                )
+        finally:
+            await self._publisher.close()
+
+    async def _interruptible(self, waiting: Awaitable[Any]) -> Any:
+        """Wait for something that `halt` may cut short, because nothing is in flight."""
+        self._is_interruptible = True
+        try:
+            return await waiting
+        finally:
+            self._is_interruptible = False
+
+    async def _start(self) -> None:
+        """Claim, fence, read the epoch again, and make the two stored views equal."""
+        connector_id = self._spec.connector_id
+        claimed = await self._store.claim(connector_id)
+        await self._publisher.start()
+        # Two starters may claim in one order and fence in the other. Whoever finds a newer
+        # epoch after its own fencing gives way.
+        stored = await self._load(claimed.epoch)
+        published = await self._reader.last_checkpoint(connector_id)
+        start = decide_start(stored, published)
+        if start.pages_behind > 1:
+            self._database_is_behind(start.pages_behind)
+        if start.repair_database_from is not None:
+            outcome = await self._store.persist(
+                start.checkpoint, expected_version=start.repair_database_from
+            )
+            if outcome is Persisted.FENCED:
+                raise Fenced("a newer relay claimed the connector during this one's start")
+            if outcome is Persisted.EDITED:
+                raise Unavailable("an operator moved the position during the start")
+            self._log.info("relay.database_repaired", version=start.checkpoint.version)
+        self._checkpoint = start.checkpoint
+        if start.checkpoint.seen is not None:
+            ids = await self._reader.published_ids(connector_id, start.checkpoint.seen.start)
+            self._report_forgotten(self._window.restore(ids, start.checkpoint.seen))
+        if start.publish:
+            await self._publish_position(start.checkpoint)
+        self._log.info(
+            "relay.started",
+            version=self.checkpoint.version,
+            epoch=self.checkpoint.epoch,
+            last_ts=format_utc(self.checkpoint.last_ts),
+            remembered_ids=len(self._window),
+        )
+
+    def _database_is_behind(self, pages: int) -> None:
+        self._log.error("relay.database_behind", pages=pages, policy=self._settings.database_behind)
+        if self._settings.database_behind == "stop":
+            raise Misconfigured(
+                f"the database is {pages} pages behind the topic, as after a restored backup; "
+                "VERITY_DATABASE_BEHIND=stop leaves the decision to you"
+            )
+
+    async def _load(self, epoch: int) -> Checkpoint:
+        stored = await self._store.load(self._spec.connector_id)
+        if stored is None:
+            raise Unavailable("the checkpoint's row was deleted while the connector ran")
+        if stored.epoch != epoch:
+            raise Fenced(f"epoch {stored.epoch} has claimed the connector; this one is {epoch}")
+        return stored
+
+    async def _refresh(self) -> None:
+        """Before a pass: see an operator's edit, or that another relay took over."""
+        stored = await self._load(self.checkpoint.epoch)
+        if stored.version != self.checkpoint.version:
+            await self._adopt_edit(stored)
+
+    async def _pull(self) -> None:
+        """One pass: every page until the source is caught up or the position was moved."""
+        pages = cast("Any", self._source.pages(self.checkpoint))
+        async with aclosing(pages):
+            while not self._is_halted:
+                try:
+                    page = await self._interruptible(anext(pages))
+                except StopAsyncIteration:
+                    return
+                if not self._is_halted and not await self._relay(page):
+                    return
+
+    async def _relay(self, page: RelayPage) -> bool:
+        """Publish and persist one page; False where an operator moved the position meanwhile."""
+        before = self.checkpoint
+        origin = self._origin()
+        encoded = self._encode(page, origin)
+        summary = encoded.summary
+        after = replace(
+            before,
+            version=before.version + 1,
+            last_ts=max(before.last_ts, page.last_ts),
+            cursor=page.cursor,
+            complete_through=page.complete_through,
+        )
+        is_moved = (after.last_ts, after.cursor, after.complete_through) != (
+            before.last_ts,
+            before.cursor,
+            before.complete_through,
+        )
+        self._status.repeat_count += summary.repeat_count
+        if not encoded.records and not is_moved:
+            return True
+        after = await self._publish(encoded, after, origin)
+        # The order is the guarantee: only what is committed may be persisted.
+        outcome = await self._store.persist(after, expected_version=before.version)
+        if outcome is Persisted.FENCED:
+            raise Fenced("a newer relay claimed the connector; it knows of this page")
+        self._checkpoint = after
+        self._count(summary, page)
+        self._log.debug(
+            "relay.page",
+            version=after.version,
+            events=summary.event_count,
+            repeats=summary.repeat_count,
+            dead=summary.dead_count,
+            gaps=summary.gap_count,
+            last_ts=format_utc(after.last_ts),
+        )
+        if outcome is Persisted.EDITED:
+            await self._adopt_edit(await self._load(after.epoch))
+            return False
+        return True
+
+    def _origin(self) -> Origin:
+        return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
+
+    def _encode(self, page: RelayPage, origin: Origin) -> _EncodedPage:
+        """The page's records without its checkpoint, and what is to be remembered of them."""
+        kafka = self._settings.kafka
+        part_bytes = kafka.max_record_bytes // 2  # base64 and the frame around it must fit too
+        encoder = EventEncoder(origin, self._spec.options.partition_by, kafka.max_record_bytes)
+        fresh = self._window.without_repeats(page.events)
+        records: list[Record] = []
+        letters: list[DeadLetter] = []
+        for event in fresh:
+            try:
+                records.append(encoder.encode(event))
+            except Malformed as error:
+                letters.append(dead_event(origin, event, str(error), part_bytes))
+        event_count = len(records)
+        letters += [
+            dead_event(origin, thing, reason, part_bytes) for thing, reason in page.unpublishable
+        ]
+        letters += [dead_record(origin, rejected, part_bytes) for rejected in page.rejected]
+        letters = [letter for letter in letters if letter.dead_id not in self._window]
+        for letter in letters:
+            records += letter.records
+        records += [gap_record(origin, gap) for gap in page.gaps]
+        return _EncodedPage(
+            records=records,
+            ids=[*(str(event.event_id) for event in fresh), *(one.dead_id for one in letters)],
+            newest_at=max((as_utc(event.occurred_at) for event in fresh), default=page.last_ts),
+            summary=PageSummary(
+                event_count=event_count,
+                repeat_count=len(page.events) - len(fresh),
+                dead_count=len(letters),
+                gap_count=len(page.gaps),
+            ),
+        )
+
+    async def _publish(
+        self, encoded: _EncodedPage, after: Checkpoint, origin: Origin
+    ) -> Checkpoint:
+        """One transaction: the records, and the checkpoint that says where they ended up."""
+
+        def seal(offsets: Offsets) -> Record:
+            nonlocal after
+            places = {topic: taken for topic, taken in offsets.items() if topic != GAPS_TOPIC}
+            forgotten = self._window.remember(encoded.ids, encoded.newest_at, places)
+            self._report_forgotten(forgotten)
+            self._window.forget_before(earlier(after.last_ts, self._spec.lookback))
+            after = replace(after, seen=self._window.seen())
+            return checkpoint_record(origin, after, replace(encoded.summary, offsets=offsets))
+
+        await self._ensure_topics({record.topic for record in encoded.records})
+        try:
+            await self._publisher.publish(encoded.records, seal)
+        except Fenced as error:
+            # A transaction that the broker timed out looks the same; only the epoch can tell.
+            await self._load(after.epoch)
+            raise Unavailable("the broker ended the transaction: it took too long") from error
+        return after
+
+    async def _publish_position(self, stored: Checkpoint) -> None:
+        """Bring the topic up to a position that only Postgres has, as a page without events."""
+        origin = self._origin()
+        after = replace(stored, version=stored.version + 1)
+        after = await self._publish(_EncodedPage(newest_at=stored.last_ts), after, origin)
+        outcome = await self._store.persist(after, expected_version=stored.version)
+        if outcome is Persisted.FENCED:
+            raise Fenced("a newer relay claimed the connector")
+        self._checkpoint = after
+        if outcome is Persisted.EDITED:
+            await self._adopt_edit(await self._load(after.epoch))
+
+    async def _adopt_edit(self, edited: Checkpoint) -> None:
+        """Go on from where an operator put the position; ids are forgotten, to replay them."""
+        self._log.warning(
+            "relay.position_edited",
+            before=format_utc(self.checkpoint.last_ts),
+            after=format_utc(edited.last_ts),
+        )
+        self._window.forget_all()
+        await self._publish_position(edited)
+
+    def _count(self, summary: PageSummary, page: RelayPage) -> None:
+        status = self._status
+        status.page_count += 1
+        status.event_count += summary.event_count
+        status.dead_count += summary.dead_count
+        status.gap_count += summary.gap_count
+        now = self._clock()
+        status.last_success_at = now
+        if summary.event_count:
+            status.last_event_at = now
+        status.enter(State.RUNNING)
+        if summary.dead_count:
+            self._log.error("relay.dead_letters", count=summary.dead_count)
+        for gap in page.gaps:
+            self._log.error("relay.gap", scope=gap.scope, reason=gap.reason)
+
+    def _report_forgotten(self, count: int) -> None:
+        if count:
+            self._log.error(
+                "relay.seen_window_full",
+                forgotten_ids=count,
+                remembered_ids=len(self._window),
+                setting="VERITY_SEEN_WINDOW_IDS",
+            )

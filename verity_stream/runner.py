@@ -1,0 +1,425 @@
+"""The runner: starts, stops and restarts the connectors that this worker owns.
+
+The stream application tells it which partitions are owned and ticks it once a second. One
+connector that fails never stops another: each runs in a task of its own, and how the task
+ended decides when the next one starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from verity_sdk.connector_base import BaseConnector
+from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
+from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
+from verity_stream.database import create_pool, migrate, require_migrations
+from verity_stream.operation import Control, OperationStore
+from verity_stream.placement import partition_for
+from verity_stream.publisher import KafkaPublisher
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    dead_topic,
+    permissions_topic,
+    raw_topic,
+)
+from verity_stream.relay import Relay
+from verity_stream.settings import ConnectorSpec, StreamSettings
+from verity_stream.snapshots import publish_snapshot
+from verity_stream.source import Limits, source_of
+from verity_stream.status import State, Status, utc_now
+from verity_stream.topics import Topics
+
+logger = structlog.get_logger(__name__)
+
+HALT_SECONDS = 2.5
+"""A page in hand gets this long to finish before its relay is cancelled."""
+CANCEL_SECONDS = 2.0
+SUMMARY_EVERY = timedelta(minutes=1)
+FENCED_RETRY = timedelta(seconds=5)
+RETRY_AFTER_MAX = timedelta(hours=1)
+"""No source may send a connector to sleep for longer."""
+
+
+def after_failure(
+    error: BaseException | None, failures: int, settings: StreamSettings, jitter: float
+) -> tuple[State, timedelta]:
+    """What a relay's end means: the state to show and how long until the next start.
+
+    Args:
+        error: What `Relay.run` raised; None where it returned or was cancelled.
+        failures: How many times in a row it failed, this one included.
+        jitter: 0 to 1, so that connectors that failed together do not return together.
+    """
+    if isinstance(error, Denied | Misconfigured):
+        return State.BLOCKED, settings.blocked_probe
+    if isinstance(error, Fenced):
+        return State.STOPPED, FENCED_RETRY
+    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+        asked = timedelta(seconds=max(0.0, error.retry_after_seconds))
+        return State.BACKING_OFF, min(asked, RETRY_AFTER_MAX)
+    doubled = min(timedelta(seconds=2 ** min(failures - 1, 20)), settings.backoff_max)
+    return State.BACKING_OFF, doubled * (0.5 + jitter / 2)
+
+
+@dataclass(slots=True)
+class _Supervised:
+    """One configured connector on this worker."""
+
+    spec: ConnectorSpec
+    partition: int
+    status: Status
+    relay: Relay | None = None
+    task: asyncio.Task[None] | None = None
+    snapshot: asyncio.Task[None] | None = None
+    failures: int = 0
+    next_start_at: datetime | None = None
+    next_snapshot_at: datetime | None = None
+    reported: tuple[int, int] = (0, 0)
+    control: Control = field(default_factory=Control)
+
+
+class ConnectorRunner:
+    """Owns the relays of one worker.
+
+    Args:
+        settings: The worker's settings.
+        specs: Every configured connector, whoever runs it.
+    """
+
+    def __init__(self, settings: StreamSettings, specs: Iterable[ConnectorSpec]) -> None:
+        self._settings = settings
+        self._connectors = [
+            _Supervised(
+                spec,
+                partition_for(spec.connector_id, settings.checkpoint_partitions),
+                Status(spec.connector_id, spec.platform),
+            )
+            for spec in specs
+        ]
+        self._owned: frozenset[int] = frozenset()
+        self._is_fenced = True
+        self._is_assigned = False
+        self._pool: Any = None
+        self._topics = Topics(settings)
+        self._reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
+        self._store: PostgresCheckpoints | None = None
+        self._operation: OperationStore | None = None
+        self._is_database_down = False
+        self._summarised_at = utc_now()
+
+    async def start(self) -> None:
+        """Connect to Postgres, see to its migrations, and create the topics.
+
+        Raises:
+            Misconfigured, Denied, Unavailable: Nothing was started.
+        """
+        settings = self._settings
+        self._pool = await create_pool(settings.database, wait_seconds=settings.broker_wait_seconds)
+        if settings.migrate == "apply":
+            await migrate(self._pool)
+        else:
+            await require_migrations(self._pool)
+        self._store = PostgresCheckpoints(self._pool)
+        self._operation = OperationStore(self._pool, settings.worker_name)
+        platforms = {one.spec.platform for one in self._connectors}
+        names = {CHECKPOINTS_TOPIC, GAPS_TOPIC}
+        for platform in platforms:
+            names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
+        await self._topics.ensure(names)
+
+    async def assign(self, partitions: frozenset[int]) -> None:
+        """Own these partitions of the checkpoints topic, from the next `reconcile` on."""
+        self._owned = partitions
+        self._is_fenced = False
+        self._is_assigned = True
+        mine = [one.spec.connector_id for one in self._connectors if self._is_mine(one)]
+        logger.info("runner.assigned", partitions=sorted(partitions), connectors=mine)
+
+    def fence(self) -> None:
+        """Start no new page: a rebalance has begun."""
+        self._is_fenced = True
+        for one in self._connectors:
+            if one.relay is not None:
+                one.relay.halt()
+
+    async def revoke(self) -> None:
+        """Own nothing any more: stop every relay, within 5 seconds."""
+        self.fence()
+        self._owned = frozenset()
+        self._is_assigned = False
+        await self._stop_all(self._connectors)
+
+    async def stop(self) -> None:
+        """Stop everything and disconnect."""
+        await self.revoke()
+        if self._operation is not None:
+            await self._report()
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), 2)
+            except TimeoutError:
+                self._pool.terminate()
+            self._pool = None
+
+    def is_ready(self) -> bool:
+        """Whether the worker is connected and knows what it owns."""
+        return self._pool is not None and self._is_assigned
+
+    @property
+    def statuses(self) -> Mapping[str, Status]:
+        """The connectors that this worker owns, by id."""
+        return {one.spec.connector_id: one.status for one in self._connectors if self._is_mine(one)}
+
+    def _is_mine(self, one: _Supervised) -> bool:
+        return one.partition in self._owned
+
+    async def reconcile(self) -> None:
+        """Bring what runs in line with what is owned, enabled and asked for; then report."""
+        if self._is_fenced or self._operation is None:
+            return
+        await self._read_controls()
+        now = utc_now()
+        unwanted = []
+        for one in self._connectors:
+            self._take_result(one, now)
+            if not (self._is_mine(one) and one.spec.options.enabled and not one.control.is_paused):
+                if one.task is not None or one.snapshot is not None:
+                    unwanted.append(one)
+                elif self._is_mine(one):
+                    state = State.PAUSED if one.control.is_paused else State.STOPPED
+                    if one.status.state is not state:
+                        one.status.enter(state)
+                continue
+            if one.task is None and (one.next_start_at is None or one.next_start_at <= now):
+                self._launch(one)
+            self._snapshot_if_due(one, now)
+        await self._stop_all(unwanted)
+        await self._report()
+        self._summarise(now)
+
+    async def _read_controls(self) -> None:
+        assert self._operation is not None  # noqa: S101 - start() comes first
+        try:
+            controls = await self._operation.controls()
+        except (Unavailable, Denied, Misconfigured) as error:
+            if not self._is_database_down:
+                logger.warning("runner.database_unavailable", error=str(error))
+            self._is_database_down = True
+            return
+        if self._is_database_down:
+            logger.info("runner.database_available")
+        self._is_database_down = False
+        for one in self._connectors:
+            one.control = controls.get(one.spec.connector_id, Control())
+
+    def _launch(self, one: _Supervised) -> None:
+        one.status.enter(State.STARTING)
+        one.next_start_at = None
+        one.task = asyncio.create_task(self._run(one), name=f"relay:{one.spec.connector_id}")
+
+    async def _run(self, one: _Supervised) -> None:
+        """One life of a connector: a new instance, a new producer, a new relay."""
+        spec, settings = one.spec, self._settings
+        assert self._store is not None  # noqa: S101 - start() comes first
+        connector = self._construct(spec)
+        try:
+            one.relay = Relay(
+                spec,
+                settings,
+                source_of(connector, spec.lookback, self._limits(spec), utc_now),
+                self._publisher(f"verity.{spec.connector_id}"),
+                self._store,
+                self._reader,
+                self._topics.ensure,
+                one.status,
+            )
+            await one.relay.run()
+        finally:
+            one.relay = None
+            await _close(connector)
+
+    def _construct(self, spec: ConnectorSpec) -> BaseConnector:
+        return spec.cls(spec.config, PublishedByTheRelay(), self._pool)
+
+    def _publisher(self, name: str) -> KafkaPublisher:
+        is_exact = self._settings.delivery == "exactly_once"
+        return KafkaPublisher(
+            self._settings.kafka,
+            transactional_id=name if is_exact else None,
+            transaction_timeout=self._settings.transaction_timeout,
+        )
+
+    def _limits(self, spec: ConnectorSpec) -> Limits:
+        return Limits(
+            self._settings.page_events,
+            self._settings.page_wait,
+            spec.options.fetch_timeout or self._settings.fetch_timeout,
+        )
+
+    def _take_result(self, one: _Supervised, now: datetime) -> None:
+        """If the connector's task has ended, decide when the next one starts."""
+        task = one.task
+        if task is None:
+            return
+        if one.status.state is State.CAUGHT_UP or one.status.state is State.RUNNING:
+            one.failures = 0
+        if not task.done():
+            return
+        one.task = None
+        error = None if task.cancelled() else task.exception()
+        one.failures += 1
+        state, delay = after_failure(error, one.failures, self._settings, random.random())  # noqa: S311 - jitter
+        text = "cancelled" if error is None else f"{type(error).__name__}: {error}"
+        one.next_start_at = now + delay
+        one.status.enter(state, error=text, next_try_at=one.next_start_at)
+        log = logger.bind(
+            connector_id=one.spec.connector_id, next_try_in_seconds=delay.total_seconds()
+        )
+        if isinstance(error, Unavailable | Fenced) or error is None:
+            log.warning(f"connector.{state}", error=text)
+        elif isinstance(error, Denied | Misconfigured):
+            log.error(f"connector.{state}", error=text)
+        else:
+            # None of the five: a bug of the connector's or of ours. Loud, but alone.
+            log.error("connector.bug", error=text, exc_info=error)
+
+    def _snapshot_if_due(self, one: _Supervised, now: datetime) -> None:
+        if one.snapshot is not None:
+            if one.snapshot.done():
+                one.snapshot = None
+            return
+        # The checkpoints' epoch fences events; a snapshot is only started beside a live relay.
+        if one.status.state not in (State.RUNNING, State.CAUGHT_UP):
+            return
+        every = one.spec.options.snapshot_every
+        if one.control.is_snapshot_due(every, now) and (
+            one.next_snapshot_at is None or one.next_snapshot_at <= now
+        ):
+            one.snapshot = asyncio.create_task(
+                self._take_snapshot(one), name=f"snapshot:{one.spec.connector_id}"
+            )
+
+    async def _take_snapshot(self, one: _Supervised) -> None:
+        """Publish a snapshot with an instance and a producer of its own; never raises an error."""
+        spec = one.spec
+        assert self._operation is not None  # noqa: S101 - start() comes first
+        publisher = self._publisher(f"verity.{spec.connector_id}.snapshot")
+        connector: BaseConnector | None = None
+        try:
+            connector = self._construct(spec)
+            await publisher.start()
+            result = await publish_snapshot(
+                spec, self._settings, connector, publisher, self._limits(spec)
+            )
+            await self._operation.snapshot_taken(spec.connector_id, result, utc_now())
+        except Exception as error:  # noqa: BLE001 - a snapshot that fails must not stop the events
+            logger.warning(
+                "snapshot.unpublished",
+                connector_id=spec.connector_id,
+                error=f"{type(error).__name__}: {error}",
+            )
+            one.next_snapshot_at = utc_now() + self._settings.backoff_max
+        finally:
+            await publisher.close()
+            if connector is not None:
+                await _close(connector)
+
+    async def _stop_all(self, connectors: Iterable[_Supervised]) -> None:
+        """Halt at the end of the page in hand; cancel what takes too long. Bounded."""
+        stopping = []
+        for one in connectors:
+            if one.relay is not None:
+                one.relay.halt()
+            elif one.task is not None:
+                one.task.cancel()
+            if one.snapshot is not None:
+                one.snapshot.cancel()
+            if one.task is not None or one.snapshot is not None:
+                stopping.append(one)
+        tasks = {task for one in stopping for task in (one.task, one.snapshot) if task is not None}
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=HALT_SECONDS)
+        for task in pending:
+            task.cancel()
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        for task in pending:
+            # Whatever it still does, its producer's next transaction finds itself fenced.
+            logger.error("runner.task_ignores_cancellation", task=task.get_name())
+        for one in stopping:
+            one.task = one.snapshot = one.relay = None
+            one.failures, one.next_start_at = 0, None
+            one.status.enter(State.PAUSED if one.control.is_paused else State.STOPPED)
+        for task in tasks - pending:
+            if not task.cancelled():
+                task.exception()  # Seen: its relay was stopping anyway.
+
+    async def _report(self) -> None:
+        """Write changed statuses to Postgres, for `verity connectors`."""
+        assert self._operation is not None  # noqa: S101 - start() comes first
+        changed = [
+            one.status
+            for one in self._connectors
+            if not one.status.is_reported
+            and (self._is_mine(one) or one.status.state is State.STOPPED)
+        ]
+        if not changed or self._is_database_down:
+            return
+        try:
+            await self._operation.report(changed)
+        except (Unavailable, Denied, Misconfigured) as error:
+            logger.debug("runner.unreported", error=str(error))
+
+    def _summarise(self, now: datetime) -> None:
+        if now - self._summarised_at < SUMMARY_EVERY:
+            return
+        self._summarised_at = now
+        for one in self._connectors:
+            status = one.status
+            events, pages = one.reported
+            if self._is_mine(one) and status.page_count != pages:
+                logger.info(
+                    "connector.summary",
+                    connector_id=status.connector_id,
+                    state=status.state,
+                    events=status.event_count - events,
+                    pages=status.page_count - pages,
+                    repeats=status.repeat_count,
+                    dead_letters=status.dead_count,
+                    gaps=status.gap_count,
+                )
+            one.reported = (status.event_count, status.page_count)
+
+
+class PublishedByTheRelay:
+    """Stands where a connector would have its own producer.
+
+    Under the worker a connector yields events and the relay publishes them. One that sends by
+    itself would publish outside the transaction, so it is told.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        raise Misconfigured(
+            f"the connector used kafka_producer.{name}: under the worker it yields its events "
+            "and the relay publishes them"
+        )
+
+
+async def _close(connector: BaseConnector) -> None:
+    """Let the connector close what it opened, if it has a `close`; bounded, never raises."""
+    close = getattr(connector, "close", None)
+    if close is None:
+        return
+    try:
+        await asyncio.wait_for(close(), 5)
+    except Exception as error:  # noqa: BLE001 - it is being thrown away
+        logger.warning("connector.close_failed", error=repr(error))

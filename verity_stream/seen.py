@@ -1,0 +1,120 @@
+"""The seen window: which event ids were published lately, so that none is published twice.
+
+Sources repeat events: windows overlap, pages are asked for again, late events make a
+connector look back. The window remembers the ids of published events that may still come
+again, that is those since `watermark − lookback`, as 64-bit hashes in the order of their
+pages. The raw topic is its only store: every checkpoint says from which offsets the ids
+have to be read back at the next start.
+
+Two ids with the same hash would lose an event: with a million ids remembered, once in 10^13
+events. Python's string hash is seeded anew in every process, so nobody can aim at it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from verity_sdk.connector_base import RawEvent
+from verity_stream.records import Offsets, Seen
+
+
+@dataclass(slots=True)
+class _PageIds:
+    hashes: array[int]
+    newest_at: datetime
+    start: dict[str, dict[int, int]]
+
+
+class SeenWindow:
+    """The ids of one connector's published events, page by page, bounded.
+
+    Args:
+        ids_max: At the bound the oldest page is forgotten early, which the caller must report:
+            from then on a repeat can pass.
+    """
+
+    def __init__(self, ids_max: int) -> None:
+        self._ids_max = ids_max
+        self._hashes: set[int] = set()
+        self._pages: deque[_PageIds] = deque()
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, identity: str) -> bool:
+        return hash(identity) in self._hashes
+
+    def without_repeats(self, events: Iterable[RawEvent]) -> list[RawEvent]:
+        """The events whose ids are neither in the window nor twice among these."""
+        known = self._hashes
+        here: set[int] = set()
+        fresh = []
+        for event in events:
+            hashed = hash(str(event.event_id))
+            if hashed not in known and hashed not in here:
+                here.add(hashed)
+                fresh.append(event)
+        return fresh
+
+    def remember(self, ids: Sequence[str], newest_at: datetime, offsets: Offsets) -> int:
+        """Take in a published page; returns how many ids had to be forgotten early.
+
+        Args:
+            ids: Of the page's events and dead letters.
+            newest_at: None of them occurred after this.
+            offsets: What the page took in the topics of events and dead letters.
+        """
+        if not ids:
+            return 0
+        start = {
+            topic: {partition: first for partition, (first, _) in taken.items()}
+            for topic, taken in offsets.items()
+        }
+        return self._add(ids, newest_at, start)
+
+    def restore(self, ids: Iterable[str], seen: Seen) -> int:
+        """Take in the ids read back from the topics; returns how many were forgotten early."""
+        start = {topic: dict(offsets) for topic, offsets in seen.start.items()}
+        return self._add(ids, seen.newest_at, start)
+
+    def _add(
+        self, ids: Iterable[str], newest_at: datetime, start: dict[str, dict[int, int]]
+    ) -> int:
+        hashes = array("q", map(hash, ids))
+        self._pages.append(_PageIds(hashes, newest_at, start))
+        self._hashes.update(hashes)
+        forgotten = 0
+        while len(self._hashes) > self._ids_max and len(self._pages) > 1:
+            forgotten += self._forget_oldest()
+        return forgotten
+
+    def forget_before(self, at: datetime) -> None:
+        """Forget the pages all of whose events occurred before `at`."""
+        while self._pages and self._pages[0].newest_at < at:
+            self._forget_oldest()
+
+    def forget_all(self) -> None:
+        """Forget everything: an operator asked for a replay."""
+        self._hashes.clear()
+        self._pages.clear()
+
+    def _forget_oldest(self) -> int:
+        page = self._pages.popleft()
+        self._hashes.difference_update(page.hashes)
+        return len(page.hashes)
+
+    def seen(self) -> Seen | None:
+        """What a checkpoint has to say so that the window can be read back; None where empty."""
+        if not self._pages:
+            return None
+        start: dict[str, dict[int, int]] = {}
+        for page in self._pages:
+            for topic, offsets in page.start.items():
+                known = start.setdefault(topic, {})
+                for partition, offset in offsets.items():
+                    known[partition] = min(known.get(partition, offset), offset)
+        return Seen(start, max(page.newest_at for page in self._pages))

@@ -1,0 +1,254 @@
+"""Settings of the process, from the environment, and of the connectors, from `verity.toml`."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from verity_common.config import VerityConfig
+from verity_sdk.connector_base import BaseConnector
+from verity_sdk.errors import Misconfigured
+from verity_sdk.settings import Duration
+
+ENTRY_POINT_GROUP = "verity.connectors"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether a name can stand in topic names, transactional ids and metric labels."""
+    return _NAME.fullmatch(name) is not None
+
+
+class StreamSettings(VerityConfig):
+    """The settings of a worker; each is an environment variable `VERITY_<NAME>`.
+
+    `VERITY_CONFIG` names the file of connectors. `VERITY_KAFKA__…` and `VERITY_DATABASE__…`
+    come from `VerityConfig`.
+    """
+
+    config: Path = Field(Path("verity.toml"), description="The file that lists the connectors.")
+
+    app_id: str = Field("verity-stream", description="Consumer group of the workers.")
+    worker_name: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}",
+        description="How this worker is called in states and logs.",
+    )
+    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    migrate: Literal["apply", "check"] = Field(
+        "apply", description="Apply missing migrations at start, or only say which are missing."
+    )
+    database_behind: Literal["kafka_wins", "stop"] = Field(
+        "kafka_wins",
+        description="What to do when the database is more than a page behind the topic, as "
+        "after a restored backup: follow the topic, or block the connector.",
+    )
+
+    checkpoint_partitions: int = Field(24, ge=1, le=1000)
+    event_partitions: int = Field(6, ge=1, le=1000)
+
+    page_events: int = Field(
+        2000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."
+    )
+    page_wait: Duration = Field(timedelta(milliseconds=250), description="… for at most this long.")
+    fetch_timeout: Duration = Field(
+        timedelta(minutes=5), description="How long a source may take for the next event or page."
+    )
+    transaction_timeout: Duration = Field(timedelta(seconds=60))
+    seen_window_ids: int = Field(
+        1_000_000, ge=1000, description="At most this many event ids are remembered a connector."
+    )
+    backoff_max: Duration = Field(timedelta(minutes=1))
+    blocked_probe: Duration = Field(
+        timedelta(minutes=5), description="How often a blocked connector is tried again."
+    )
+
+    session_timeout_seconds: float = Field(20.0, ge=1)
+    commit_interval_seconds: float = Field(1.0, gt=0)
+    broker_wait_seconds: float = Field(60.0, ge=0)
+    web_bind: str = "127.0.0.1"
+    web_port: int = Field(6066, ge=0, le=65535)
+
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto`: readable on a terminal, JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_settings() -> StreamSettings:
+    """Read the process's settings from the environment.
+
+    Raises:
+        Misconfigured: One message that names every variable at fault, without its value.
+    """
+    try:
+        return StreamSettings()
+    except ValidationError as error:
+        raise Misconfigured("\n".join(_faults(error, "VERITY_", "__"))) from None
+
+
+class ConnectorOptions(BaseModel):
+    """What every connector's table may hold, whatever its type."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+    enabled: bool = True
+    poll_every: Annotated[Duration, Field(ge=timedelta(milliseconds=1))] = timedelta(seconds=30)
+    snapshot_every: Duration | None = timedelta(hours=24)
+    fetch_timeout: Duration | None = None
+    lookback: Duration | None = None
+    partition_by: Literal["principal_ref", "asset_ref", "event_id"] = "principal_ref"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSpec:
+    """One configured connector: what to construct and how to drive it."""
+
+    connector_id: str
+    cls: type[BaseConnector]
+    platform: str
+    config: Any
+    options: ConnectorOptions
+
+    @property
+    def lookback(self) -> timedelta:
+        """How far before the watermark ids are remembered, and a plain source is asked again."""
+        return self.cls.lookback if self.options.lookback is None else self.options.lookback
+
+
+def load_connectors(path: Path) -> list[ConnectorSpec]:
+    """Read, resolve and validate the connectors of a `verity.toml`, before anything starts.
+
+    Raises:
+        Misconfigured: One message that names every fault of the file.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Misconfigured(f"VERITY_CONFIG: no file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Misconfigured(f"VERITY_CONFIG: {path} can't be read: {error}") from None
+    tables = document.pop("connectors", {})
+    faults = [f"{path}: unknown table [{name}]" for name in document]
+    if not isinstance(tables, dict):
+        raise Misconfigured(f"{path}: `connectors` must be tables [connectors.<connector_id>]")
+    types = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    specs: list[ConnectorSpec] = []
+    for connector_id, table in tables.items():
+        where = f"[connectors.{connector_id}]"
+        if not is_valid_name(connector_id):
+            faults.append(f"{where}: an id is letters, digits, `.`, `_`, `-`, at most 128")
+        elif not isinstance(table, dict):
+            faults.append(f"{where}: must be a table")
+        else:
+            try:
+                specs.append(_load_connector(connector_id, table, types))
+            except _Faults as found:
+                faults += [f"{where} {fault}" for fault in found.faults]
+    if faults:
+        raise Misconfigured("\n".join(faults))
+    return specs
+
+
+class _Faults(Exception):
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
+def _load_connector(
+    connector_id: str, table: Mapping[str, Any], types: Mapping[str, EntryPoint]
+) -> ConnectorSpec:
+    try:
+        options = ConnectorOptions.model_validate(table)
+    except ValidationError as error:
+        raise _Faults(*_faults(error)) from None
+    point = types.get(options.type)
+    if point is None:
+        known = ", ".join(sorted(types)) or "none"
+        raise _Faults(f"type: no connector type {options.type!r} is installed (known: {known})")
+    try:
+        cls = point.load()
+    except Exception as error:
+        raise _Faults(f"type: {point.value} can't be imported: {error!r}") from error
+    if not (isinstance(cls, type) and issubclass(cls, BaseConnector)):
+        raise _Faults(f"type: {point.value} is no subclass of BaseConnector")
+    if cls.__abstractmethods__:
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise _Faults(f"type: {point.value} does not implement {missing}")
+    platform = str(getattr(cls, "PLATFORM", options.type))
+    if not is_valid_name(platform):
+        raise _Faults(f"type: PLATFORM {platform!r} can't be part of a topic's name")
+    config = _connector_config(connector_id, table, cls)
+    return ConnectorSpec(connector_id, cls, platform, config, options)
+
+
+def _connector_config(connector_id: str, table: Mapping[str, Any], cls: type[BaseConnector]) -> Any:
+    faults: list[str] = []
+    resolved = _resolve_secrets(dict(table), "", faults)
+    if faults:
+        raise _Faults(*faults)
+    model = getattr(cls, "Settings", None)
+    if model is None:
+        return {**resolved, "connector_id": connector_id}
+    own = {
+        name: value
+        for name, value in resolved.items()
+        if name in model.model_fields or name not in ConnectorOptions.model_fields
+    }
+    if "connector_id" in model.model_fields or model.model_config.get("extra") == "allow":
+        own["connector_id"] = connector_id
+    try:
+        return model.model_validate(own)
+    except ValidationError as error:
+        raise _Faults(*_faults(error)) from None
+
+
+def _resolve_secrets(value: Any, where: str, faults: list[str]) -> Any:
+    """Replace `env:NAME` and `file:PATH` in any string value; the value found is never shown."""
+    if isinstance(value, dict):
+        return {
+            key: _resolve_secrets(item, f"{where}.{key}".lstrip("."), faults)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            _resolve_secrets(item, f"{where}[{index}]", faults) for index, item in enumerate(value)
+        ]
+    if not isinstance(value, str):
+        return value
+    kind, colon, name = value.partition(":")
+    if colon and kind == "env":
+        if name not in os.environ:
+            faults.append(f"{where}: the environment variable {name} is not set")
+        return os.environ.get(name, "")
+    if colon and kind == "file":
+        try:
+            return Path(name).read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            faults.append(f"{where}: the file {name} can't be read: {reason}")
+            return ""
+    return value
+
+
+def _faults(error: ValidationError, prefix: str = "", separator: str = ".") -> list[str]:
+    """One line a fault: the setting and what is wrong with it, never the value it had."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        name = separator.join(str(part) for part in fault["loc"])
+        if prefix:
+            name = name.upper()
+        lines.append(f"{prefix}{name}: {fault['msg']}")
+    return lines

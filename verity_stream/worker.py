@@ -1,0 +1,24 @@
+"""Puts a worker together: settings, logs, connectors, the runner and the Faust app."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from verity_sdk.errors import Misconfigured
+from verity_stream import logs
+from verity_stream.faust_app import create_worker_app
+from verity_stream.runner import ConnectorRunner
+from verity_stream.settings import load_connectors, load_settings
+
+
+def make_app() -> Any:
+    """The app of `faust -A verity_stream worker`; exits with 2 where the settings are wrong."""
+    try:
+        settings = load_settings()
+        specs = load_connectors(settings.config)
+        logs.configure(settings)
+        return create_worker_app(settings, lambda: ConnectorRunner(settings, specs))
+    except Misconfigured as error:
+        sys.stderr.write(f"verity: the configuration is wrong; nothing was started\n{error}\n")
+        raise SystemExit(2) from None
