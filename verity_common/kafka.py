@@ -175,16 +175,23 @@ def _json_bytes(value: Any) -> bytes | None:
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
+    """Stop, bounded in time; never raises, for it must not hide why the block was left."""
     stopping = asyncio.ensure_future(producer.stop())
-    _, late = await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
-    if late:
-        stopping.cancel()
-        logger.error(
-            "the Kafka producer did not stop within %g s; records that were not acknowledged "
-            "may not have been published",
-            STOP_SECONDS_MAX,
-        )
-        # What stop() had not come to: without this the connections and their tasks live on.
-        await producer.client.close()
-    elif (error := stopping.exception()) is not None:
+    try:
+        await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
+    finally:
+        if not stopping.done():
+            logger.error(
+                "the Kafka producer did not stop within %g s; records that were not "
+                "acknowledged may not have been published",
+                STOP_SECONDS_MAX,
+            )
+            stopping.cancel()
+            # A cancelled stop() leaves the sender's task and the connections alive.
+            sender = producer._sender.sender_task
+            if sender is not None:
+                sender.cancel()
+            async with asyncio.timeout(1):
+                await producer.client.close()
+    if not stopping.cancelled() and (error := stopping.exception()) is not None:
         logger.error("the Kafka producer did not stop cleanly: %s", error)

@@ -1,14 +1,7 @@
-"""The Connector SDK: what the author of a connector needs, and nothing of Kafka or Faust."""
+"""What an author of connectors needs; it imports no Faust, no Kafka and no Postgres."""
 
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
-from verity_sdk.errors import (
-    Denied,
-    Fenced,
-    Malformed,
-    Misconfigured,
-    Unavailable,
-    VerityError,
-)
+from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavailable
 from verity_sdk.pages import (
     Cursor,
     Gap,
@@ -19,14 +12,12 @@ from verity_sdk.pages import (
     SnapshotGap,
     SnapshotScope,
 )
-from verity_sdk.settings import Duration
-from verity_sdk.times import as_utc, format_utc, parse_utc
+from verity_sdk.times import format_utc, parse_utc
 
 __all__ = [
     "BaseConnector",
     "Cursor",
     "Denied",
-    "Duration",
     "Fenced",
     "Gap",
     "Malformed",
@@ -40,8 +31,6 @@ __all__ = [
     "SnapshotGap",
     "SnapshotScope",
     "Unavailable",
-    "VerityError",
-    "as_utc",
     "format_utc",
     "parse_utc",
 ]

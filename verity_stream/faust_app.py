@@ -12,7 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import faust
 import orjson
@@ -31,19 +31,13 @@ from verity_stream.faust_fixes import (
     partitions_of,
 )
 from verity_stream.placement import partition_for
+from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.settings import StreamSettings
+from verity_stream.topics import CHECKPOINTS_CONFIG
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
 CHECKPOINTS_TABLE = "checkpoints"
-
-# Small and quickly compacted: the topic is read back at every start of a relay, the changelog at
-# every rebalance. 1 MiB is the least that Kafka 4 takes for a segment.
-COMPACTION = {
-    "min.cleanable.dirty.ratio": "0.1",
-    "segment.bytes": str(1024 * 1024),
-    "segment.ms": str(60 * 60 * 1000),
-}
 
 RECONCILE_SECONDS = 1.0
 RECONCILE_SECONDS_MAX = 30.0
@@ -91,7 +85,7 @@ class Runner(Protocol):
         """Whether the connectors are being served."""
 
 
-def create_app(settings: Any, *, app_id: str | None = None, **options: Any) -> faust.App:
+def create_app(settings: StreamSettings, *, app_id: str | None = None, **options: Any) -> faust.App:
     """A Faust app for agents downstream of the raw topics; reads committed records only.
 
     The broker, its security and the time-outs come from the settings, nothing from the
@@ -113,7 +107,7 @@ def create_app(settings: Any, *, app_id: str | None = None, **options: Any) -> f
     )
 
 
-def create_worker_app(settings: Any, runner_factory: Callable[[], Runner]) -> WorkerApp:
+def create_worker_app(settings: StreamSettings, runner_factory: Callable[[], Runner]) -> WorkerApp:
     """The app behind `faust -A verity_stream worker`.
 
     Args:
@@ -132,12 +126,17 @@ def create_worker_app(settings: Any, runner_factory: Callable[[], Runner]) -> Wo
     )
 
 
-def faust_options(settings: Any) -> dict[str, Any]:
+def faust_options(settings: StreamSettings) -> dict[str, Any]:
     """Faust's settings out of ours; what differs from Faust's default says why."""
-    session_seconds = float(settings.session_timeout_seconds)
+    session_seconds = settings.session_timeout_seconds
+    try:
+        client_options = settings.kafka.client_options()
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error
     return {
-        "broker": [f"kafka://{server.strip()}" for server in _servers(settings)],
-        "broker_credentials": broker_credentials(settings.kafka.client_options()),
+        "broker": [f"kafka://{server}" for server in _servers(settings)],
+        "broker_client_id": client_options.get("client_id", settings.app_id),
+        "broker_credentials": broker_credentials(client_options),
         # Faust reads the environment without a prefix, and the environment wins: a stray
         # BROKER_URL or WEB_PORT would take over. An empty one leaves it nothing to read.
         "env": {},
@@ -147,7 +146,7 @@ def faust_options(settings: Any) -> dict[str, Any]:
         "broker_rebalance_timeout": REBALANCE_TIMEOUT_SECONDS,
         # Above the session and above a join, which lasts as long as the slowest member's revoke.
         "broker_request_timeout": max(session_seconds, REBALANCE_TIMEOUT_SECONDS) + 10.0,
-        "broker_commit_interval": float(settings.commit_interval_seconds),
+        "broker_commit_interval": settings.commit_interval_seconds,
         # A worker without partitions polls nothing, and would leave the group for good.
         "broker_max_poll_interval": YEAR_SECONDS,
         "producer_acks": -1,
@@ -157,7 +156,7 @@ def faust_options(settings: Any) -> dict[str, Any]:
         "stream_wait_empty": True,
         "store": "memory://",
         "table_standby_replicas": 0,
-        "topic_replication_factor": int(settings.kafka.replication_factor),
+        "topic_replication_factor": settings.kafka.replication_factor,
         # Nothing here runs on a leader only: no topic to elect one.
         "topic_disable_leader": True,
         # `faust worker` binds 0.0.0.0 and ignores web_enabled=False.
@@ -197,7 +196,7 @@ def broker_credentials(options: Mapping[str, Any]) -> Any:
 class VerityApp(FixedApp):
     """A Faust app that waits for its broker and says whether it is alive and ready."""
 
-    def __init__(self, app_id: str, *, verity: Any, **options: Any) -> None:
+    def __init__(self, app_id: str, *, verity: StreamSettings, **options: Any) -> None:
         super().__init__(app_id, **options)
         self.verity = verity
         self._preparing: asyncio.Task[None] | None = None
@@ -248,7 +247,12 @@ class WorkerApp(VerityApp):
     """The app that runs connectors: the mirror, and a runner that follows the assignment."""
 
     def __init__(
-        self, app_id: str, *, verity: Any, runner_factory: Callable[[], Runner], **options: Any
+        self,
+        app_id: str,
+        *,
+        verity: StreamSettings,
+        runner_factory: Callable[[], Runner],
+        **options: Any,
     ) -> None:
         super().__init__(app_id, verity=verity, **options)
         self._runner_factory = runner_factory
@@ -361,10 +365,12 @@ class WorkerApp(VerityApp):
             internal=True,
             compacting=True,
             allow_empty=True,
-            config=COMPACTION,
+            config=CHECKPOINTS_CONFIG,
         )
         # The changelog record takes the partition of the event that is being mirrored.
-        self.checkpoints = self.Table(CHECKPOINTS_TABLE, **raw, extra_topic_configs=COMPACTION)
+        self.checkpoints = self.Table(
+            CHECKPOINTS_TABLE, **raw, extra_topic_configs=CHECKPOINTS_CONFIG
+        )
 
         # One at a time: with more, Faust commits past a message in flight (#606).
         @self.agent(topic, concurrency=1, name="verity.mirror")
@@ -428,7 +434,7 @@ def _version(record: bytes) -> int:
     return version
 
 
-async def wait_for_broker(settings: Any) -> None:
+async def wait_for_broker(settings: StreamSettings) -> None:
     """Return when a broker answers; Faust itself would give up after two seconds.
 
     Raises:
@@ -462,7 +468,7 @@ async def wait_for_broker(settings: Any) -> None:
             return
 
 
-async def check_partitions(settings: Any, wanted: Mapping[str, int]) -> None:
+async def check_partitions(settings: StreamSettings, wanted: Mapping[str, int]) -> None:
     """Return when each topic has the wanted number of partitions, or does not exist yet.
 
     With another number Faust raises at the table's first write, in the agent, and the record is
@@ -486,7 +492,7 @@ async def check_partitions(settings: Any, wanted: Mapping[str, int]) -> None:
             )
 
 
-async def _connect(settings: Any) -> AIOKafkaAdminClient:
+async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:
     options = {
         "bootstrap_servers": _servers(settings),
         **settings.kafka.client_options(),
@@ -507,6 +513,5 @@ async def _cancel(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait({task}, timeout=1.0)
 
 
-def _servers(settings: Any) -> list[str]:
-    servers = settings.kafka.bootstrap_servers
-    return servers.split(",") if isinstance(servers, str) else cast("list[str]", list(servers))
+def _servers(settings: StreamSettings) -> list[str]:
+    return [server.strip() for server in settings.kafka.bootstrap_servers.split(",")]

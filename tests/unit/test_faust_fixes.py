@@ -22,25 +22,14 @@ from verity_stream.faust_fixes import (
     check_versions,
     contained,
 )
+from verity_stream.settings import StreamSettings
 
 TOPIC = "verity.events.raw.test"
 
 
-def make_settings(**changes: Any) -> Any:
-    kafka = SimpleNamespace(
-        bootstrap_servers="localhost:1", replication_factor=1, client_options=dict
-    )
-    values = {
-        "app_id": "unit",
-        "kafka": kafka,
-        "checkpoint_partitions": 24,
-        "session_timeout_seconds": 20.0,
-        "commit_interval_seconds": 1.0,
-        "broker_wait_seconds": 1.0,
-        "web_bind": "127.0.0.1",
-        "web_port": 6066,
-    }
-    return SimpleNamespace(**{**values, **changes})
+def make_settings(**changes: Any) -> StreamSettings:
+    kafka = {"bootstrap_servers": "localhost:1"}
+    return StreamSettings(**{"app_id": "unit", "kafka": kafka, **changes})
 
 
 def make_app() -> VerityApp:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from verity_sdk.errors import Misconfigured
 from verity_stream import faust_app
 from verity_stream.faust_app import (
-    CHECKPOINTS_TOPIC,
     WorkerApp,
     broker_credentials,
     create_app,
@@ -27,6 +26,8 @@ from verity_stream.faust_app import (
     should_mirror,
 )
 from verity_stream.placement import partition_for
+from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.settings import StreamSettings
 
 
 class StubRunner:
@@ -64,21 +65,9 @@ class StubRunner:
         return True
 
 
-def make_settings(**changes: Any) -> Any:
-    kafka = SimpleNamespace(
-        bootstrap_servers="one:9092, two:9093", replication_factor=3, client_options=dict
-    )
-    values = {
-        "app_id": "unit",
-        "kafka": kafka,
-        "checkpoint_partitions": 24,
-        "session_timeout_seconds": 20.0,
-        "commit_interval_seconds": 1.0,
-        "broker_wait_seconds": 1.0,
-        "web_bind": "127.0.0.1",
-        "web_port": 6066,
-    }
-    return SimpleNamespace(**{**values, **changes})
+def make_settings(**changes: Any) -> StreamSettings:
+    kafka = {"bootstrap_servers": "one:9092, two:9093", "replication_factor": 3}
+    return StreamSettings(**{"app_id": "unit", "kafka": kafka, **changes})
 
 
 def make_worker(**changes: Any) -> tuple[WorkerApp, StubRunner]:

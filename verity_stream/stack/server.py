@@ -254,10 +254,11 @@ class Server(ABC):
         pid = self._state.get("pid")
         if pid is None:
             return None
-        if self._child is not None and self._child.pid == pid and self._child.poll() is not None:
-            return None
         try:
             process = psutil.Process(pid)
+            if self._child is not None and self._child.pid == pid:
+                # Ours without a look at its arguments, which are empty for an instant after exec.
+                return process if self._child.poll() is None else None
             is_ours = contains(process.cmdline(), self._marker)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None

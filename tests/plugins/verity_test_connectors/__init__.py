@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from verity_sdk import (
     BaseConnector,
+    Denied,
     Page,
     PagedConnector,
     PermissionSnapshot,
@@ -116,3 +117,24 @@ class PagedSequence(_Sequence, PagedConnector):
                 complete_through=events[end - 1].occurred_at,
             )
             start = end
+
+
+class FailingSettings(BaseModel, extra="forbid"):
+    """How it fails."""
+
+    connector_id: str
+    platform: str
+    error: str
+
+
+class Failing(_Sequence, PagedConnector):
+    """Fails at every page."""
+
+    PLATFORM = "test"
+    Settings = FailingSettings
+
+    async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+        if self.config.error == "denied":
+            raise Denied("the credential was revoked")
+        raise RuntimeError("a bug in the connector")
+        yield

@@ -1,0 +1,275 @@
+"""Real workers in processes of their own, and the truth they leave in Kafka and Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+PLUGINS = Path(__file__).parent / "plugins"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Worker:
+    """`faust -A verity_stream worker`, as an operator starts it."""
+
+    directory: Path
+    environment: dict[str, str]
+    web_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **extra: str) -> Worker:
+        """Start it; its log goes to a file of the directory."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        faust = Path(sys.executable).with_name("faust")
+        with (self.directory / "worker.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [faust, "--datadir", self.directory / "data", "-A", "verity_stream", "worker"],
+                cwd=self.directory,
+                env={
+                    **os.environ,
+                    **self.environment,
+                    "VERITY_WEB_PORT": str(self.web_port),
+                    **extra,
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    @property
+    def log(self) -> str:
+        """What it logged so far."""
+        return (self.directory / "worker.log").read_text("utf-8", "replace")
+
+    def messages(self, message: str) -> list[dict[str, Any]]:
+        """The log lines with this message."""
+        found = []
+        for line in self.log.splitlines():
+            if line.startswith("{"):
+                body = json.loads(line)
+                if body.get("message") == message:
+                    found.append(body)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the worker."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and reap it."""
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+    def terminate(self) -> float:
+        """SIGTERM; returns how many seconds it took to end, and asserts that it ended well."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.signal(signal.SIGTERM)
+        code = self.process.wait(15)
+        assert code == 0, f"exit code {code}\n{self.log[-4000:]}"
+        return time.monotonic() - began
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """A page of its web server."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.web_port}{path}", timeout=5
+            ) as page:
+                return page.status, orjson.loads(page.read())
+        except urllib.error.HTTPError as error:
+            return error.code, orjson.loads(error.read())
+        except OSError:
+            return 0, None
+
+
+@dataclass
+class Bench:
+    """Makes workers that share a configuration, and reads what they did.
+
+    Attributes:
+        name: Unique to the test: its platform, the prefix of its connectors, its group.
+    """
+
+    name: str
+    directory: Path
+    bootstrap_servers: str
+    dsn: str
+    environment: dict[str, str]
+    workers: list[Worker] = field(default_factory=list)
+
+    def configure(self, **connectors: dict[str, Any]) -> None:
+        """Write `verity.toml`; the ids get the test's name as a prefix."""
+        lines = []
+        for name, table in connectors.items():
+            lines.append(f"[connectors.{self.id(name)}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        (self.directory / "verity.toml").write_text("\n".join(lines) + "\n")
+
+    def id(self, name: str) -> str:
+        """A connector's full id."""
+        return f"{self.name}-{name}"
+
+    def worker(self, **environment: str) -> Worker:
+        """Start another worker."""
+        worker = Worker(
+            self.directory / f"worker{len(self.workers)}", {**self.environment, **environment}
+        )
+        self.workers.append(worker)
+        return worker.start()
+
+    async def events(self, connector: str | None = None) -> list[dict[str, Any]]:
+        """The committed raw events of the test's platform, in no order across partitions."""
+        records = await committed(self.bootstrap_servers, f"verity.events.raw.{self.name}")
+        own = None if connector is None else self.id(connector).encode()
+        return [
+            orjson.loads(record.value)
+            for record in records
+            if own is None or dict(record.headers)["connector_id"] == own
+        ]
+
+    async def event_ids(self, connector: str | None = None) -> list[str]:
+        """The ids of those events."""
+        return [event["event_id"] for event in await self.events(connector)]
+
+    async def published_checkpoints(self, connector: str) -> list[dict[str, Any]]:
+        """The committed checkpoint records of one connector, in order."""
+        records = await committed(self.bootstrap_servers, "verity.connector.checkpoints")
+        key = self.id(connector).encode()
+        return [orjson.loads(record.value) for record in records if record.key == key]
+
+    async def stored_checkpoint(self, connector: str) -> dict[str, Any] | None:
+        """The row in Postgres."""
+        row = await self.fetchrow(
+            "SELECT * FROM connector_checkpoints WHERE connector_id = $1", self.id(connector)
+        )
+        return None if row is None else dict(row)
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
+        """Ask Verity's database."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return await connection.fetchrow(sql, *arguments)
+        finally:
+            await connection.close()
+
+    async def state(self, connector: str) -> str | None:
+        """The state that operators see."""
+        try:
+            row = await self.fetchrow(
+                "SELECT state FROM connector_status WHERE connector_id = $1", self.id(connector)
+            )
+        except asyncpg.UndefinedTableError:
+            return None
+        return None if row is None else row["state"]
+
+    async def wait_for_version(self, connector: str, version: int, seconds: float = 40) -> None:
+        """Until Postgres holds at least this version."""
+
+        async def reached() -> bool:
+            try:
+                row = await self.stored_checkpoint(connector)
+            except asyncpg.UndefinedTableError:
+                return False
+            return row is not None and row["version"] >= version
+
+        await eventually(reached, seconds, lambda: self.logs())
+
+    async def wait_for_state(self, connector: str, state: str, seconds: float = 40) -> None:
+        """Until the connector is shown in this state."""
+
+        async def reached() -> bool:
+            return await self.state(connector) == state
+
+        await eventually(reached, seconds, lambda: self.logs())
+
+    async def wait_for_events(self, count: int, seconds: float = 60) -> None:
+        """Until the topic holds at least so many events of the test."""
+
+        async def reached() -> bool:
+            return len(await self.events()) >= count
+
+        await eventually(reached, seconds, lambda: self.logs())
+
+    def logs(self) -> str:
+        """The ends of all workers' logs, for a failing test."""
+        return "\n".join(f"--- {one.directory.name}\n{one.log[-3000:]}" for one in self.workers)
+
+
+async def eventually(
+    condition: Callable[[], Any], seconds: float, explain: Callable[[], str] = lambda: ""
+) -> None:
+    """Wait for a condition with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so within {seconds} s\n{explain()}")
+        await asyncio.sleep(0.1)
+
+
+async def committed(bootstrap_servers: str, topic: str) -> list[Any]:
+    """Every committed record of a topic, up to its last stable offsets as they stand now."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap_servers,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        partitions = consumer.partitions_for_topic(topic)
+        if partitions is None:
+            await consumer._client.force_metadata_update()
+            await consumer._client.add_topic(topic)
+            partitions = consumer.partitions_for_topic(topic)
+        places = [TopicPartition(topic, number) for number in partitions or ()]
+        consumer.assign(places)
+        ends = await consumer.end_offsets(places)
+        records: list[Any] = []
+        async with asyncio.timeout(60):
+            for place in places:
+                while await consumer.position(place) < ends[place]:
+                    batch = await consumer.getmany(place, timeout_ms=200)
+                    records += batch.get(place, [])
+        return records
+    finally:
+        await consumer.stop()
+
+
+@contextlib.contextmanager
+def killing(bench: Bench) -> Iterator[Bench]:
+    """Kill what a test leaves behind."""
+    try:
+        yield bench
+    finally:
+        for worker in bench.workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.signal(signal.SIGCONT)
+            worker.kill()
