@@ -35,20 +35,25 @@ bench: $(STAMP)  ## Measure the relay against its alternatives
 	@echo "== benchmark"
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# The packages' own extra is named instead of followed: a lock with hashes cannot contain this
-# folder. setuptools is in the lock so that the build of this package fetches nothing either.
-lock:  ## Write requirements.lock anew from pyproject.toml (for maintainers)
-	@echo "== lock: newest versions that pyproject.toml allows, with hashes"
+# Two locks with hashes, of the same versions: all that make needs, and what a worker's image needs.
+# The package's own extra is named instead of followed: a lock with hashes cannot name this folder.
+# setuptools is locked too, so that building this package fetches nothing.
+COMPILE = venv/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+lock: export CUSTOM_COMPILE_COMMAND = make lock
+lock:  ## Write the requirements locks anew from pyproject.toml (for maintainers)
+	@echo "== lock: the newest versions that pyproject.toml allows, with hashes"
 	rm -rf build/lock && mkdir -p build/lock
 	$(PYTHON) -m venv build/lock/venv
 	build/lock/venv/bin/python -m pip install --quiet pip-tools
 	sed '/verity-stream\[stack\]/d' pyproject.toml > build/lock/pyproject.toml
 	echo 'setuptools>=77' > build/lock/build.in
-	cd build/lock && CUSTOM_COMPILE_COMMAND="make lock" venv/bin/pip-compile --quiet \
-		--extra stack --extra test --generate-hashes --allow-unsafe --strip-extras \
-		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	cd build/lock && $(COMPILE) --extra stack --extra test \
 		--output-file requirements.lock pyproject.toml build.in
-	mv build/lock/requirements.lock requirements.lock
+	cd build/lock && sed -nE 's/^([a-z0-9._-]+==[^ ]+).*/\1/p' requirements.lock > versions.txt \
+		&& $(COMPILE) --constraint versions.txt \
+		--output-file requirements-worker.lock pyproject.toml build.in
+	mv build/lock/requirements.lock build/lock/requirements-worker.lock .
 	rm -rf build/lock
 
 clean:  ## Stop the stack in .verity, remove it, the environment and all caches

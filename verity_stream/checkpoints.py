@@ -7,13 +7,13 @@ import enum
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka_errors
 
 from verity_common.kafka import KafkaSettings
+from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Unavailable
 from verity_stream.database import database_errors
 from verity_stream.placement import partition_for
@@ -26,11 +26,8 @@ from verity_stream.records import (
     encode_seen,
 )
 
-BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
-"""The watermark of a connector that never ran, as the specification has it."""
-
 READ_SECONDS = 90.0
-"""Reading back waits at most for another connector's open transaction: its time-out and a margin."""
+"""Reading back waits at most for another connector's open transaction: its time-out and more."""
 
 
 ID_HEADERS = ("event_id", "dead_id")
@@ -76,7 +73,7 @@ class PostgresCheckpoints:
                 RETURNING *
                 """,
                 connector_id,
-                BEGINNING,
+                FIRST_SINCE,
             )
         return _from_row(row)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from verity_sdk.chunks import Limits
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
@@ -33,7 +34,7 @@ from verity_stream.records import (
 from verity_stream.relay import Relay
 from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.snapshots import publish_snapshot
-from verity_stream.source import Limits, source_of
+from verity_stream.source import source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topics import Topics
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from verity_sdk.chunks import Limits, chunked
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import SnapshotGap, SnapshotScope
@@ -30,7 +31,7 @@ from verity_stream.records import (
     snapshot_record,
 )
 from verity_stream.settings import ConnectorSpec, StreamSettings
-from verity_stream.source import Clock, Limits, chunked
+from verity_stream.source import Clock
 from verity_stream.status import utc_now
 
 logger = structlog.get_logger(__name__)
