@@ -19,7 +19,7 @@ COPY --from=build /opt/verity /opt/verity
 ENV PATH=/opt/verity/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     VERITY_CONFIG=/etc/verity/verity.toml
-USER verity
+USER 10001
 WORKDIR /var/lib/verity
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:6066/healthz', timeout=4)"]

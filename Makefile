@@ -51,7 +51,7 @@ lock:  ## Write the requirements locks anew from pyproject.toml (for maintainers
 	cd build/lock && $(COMPILE) --extra stack --extra test \
 		--output-file requirements.lock pyproject.toml build.in
 	cd build/lock && sed -nE 's/^([a-z0-9._-]+==[^ ]+).*/\1/p' requirements.lock > versions.txt \
-		&& $(COMPILE) --constraint versions.txt \
+		&& $(COMPILE) --constraint versions.txt --no-annotate \
 		--output-file requirements-worker.lock pyproject.toml build.in
 	mv build/lock/requirements.lock build/lock/requirements-worker.lock .
 	rm -rf build/lock

@@ -1,8 +1,7 @@
 """The base of every connector: the records it yields, and one pass of publishing them.
 
 `BaseConnector.run()` is what a connector does without the stream application: at least once,
-with a timestamp as its checkpoint. Its rules are decisions over times (`_Watermark`); the rest
-is thin: `_ReadAhead` pulls the source, `_Pass` publishes and moves the checkpoint.
+with a timestamp as its checkpoint.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import json
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
+from verity_sdk.chunks import Limits, Watermark, chunked, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
 from verity_sdk.times import as_utc, format_utc
 
@@ -27,18 +26,12 @@ logger = logging.getLogger(__name__)
 FIRST_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 """Where a connector starts that has no checkpoint."""
 
-CHUNK_EVENTS_MAX = 1000
-"""So many events are sent before their acknowledgements are awaited, together."""
-CHUNK_SECONDS_MAX = 1.0
-"""An event waits at most this long for the checkpoint to follow it."""
-READ_AHEAD_EVENTS_MAX = 1000
-"""So many events are taken from the source before they can be sent."""
+RUN_LIMITS = Limits(events_max=1000, wait=timedelta(seconds=1))
+"""So many events, or those of so long, are published before the checkpoint follows them."""
 ACK_SECONDS_MAX = 120.0
 """How long Kafka may take to acknowledge a chunk; an idempotent producer alone waits for ever."""
 DATABASE_SECONDS_MAX = 30.0
 """How long reading or writing the checkpoint may take."""
-CLOSE_SECONDS_MAX = 5.0
-"""How long a source may take to react to its cancellation before it is left behind."""
 
 _SELECT_CHECKPOINT = "SELECT last_ts FROM connector_checkpoints WHERE connector_id = $1"
 _UPSERT_CHECKPOINT = (
@@ -129,8 +122,8 @@ class BaseConnector(ABC):
     def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
         """Yield the audit events that occurred after `since`, oldest first; end when caught up.
 
-        An event may be yielded again after a crash: its id must be the same then. That the
-        generator is resumed does not mean that the event before is published.
+        Write it as `async def` with `yield`. An event may be yielded again after a crash, with
+        the same id. That the generator is resumed does not mean that the event is published.
 
         Args:
             since: Aware UTC.
@@ -138,9 +131,10 @@ class BaseConnector(ABC):
 
     @abstractmethod
     def snapshot_permissions(self) -> AsyncIterator[Any]:
-        """Yield the grants that stand now, as `PermissionSnapshot`s.
+        """Yield every grant that stands now, as `PermissionSnapshot`s.
 
-        A part that could not be read is yielded as a `verity_sdk.pages.SnapshotGap`.
+        What could not be read is a `SnapshotGap`; what was read completely may be named by a
+        `SnapshotScope`. Write it as `async def` with `yield`.
         """
 
     async def run(self) -> None:
@@ -156,10 +150,11 @@ class BaseConnector(ABC):
            never loses events that share their time with the last one before a crash.
         4. The checkpoint never moves backwards within a pass, and never below where it was
            loaded. Once an event comes out older than one before it, which is warned of once a
-           pass, it stays where it is until the end of the pass.
+           pass, it stays where it was written until the end of the pass.
         5. A pass that ends normally leaves it at the newest `occurred_at`.
-        6. Acknowledgements are awaited and the checkpoint is written once for every 1,000
-           events, and 1 s after the first that waits, also while the source is silent.
+        6. Events are published, their acknowledgements awaited and the checkpoint written once
+           for up to 1,000 events, and 1 s after the first that waits, also while the source is
+           silent.
 
         A naive `occurred_at` is taken as UTC, with one warning a connector.
 
@@ -172,28 +167,29 @@ class BaseConnector(ABC):
             Denied: Kafka does not let us write to the topic; then as with Unavailable.
             Malformed: An event can't be published: no `RawEvent`, no valid time or platform, a
                 payload that the serializer refuses, or too large. The message names its id. The
-                events before it are published, and the checkpoint has followed them as far as 3
-                and 4 allow; it does not pass this event, so the next pass meets it again.
+                checkpoint does not pass it, so the next pass meets it again. Where its time is
+                known and it did not get as far as the broker, the events before it are published
+                and the checkpoint has followed them as far as 3 and 4 allow.
             asyncio.CancelledError: The source is closed; the checkpoint is where it was last
                 written. Events after it may be published, and are published again.
-            Exception: Whatever the source raises, as it is. What it yielded before is treated as
-                with Malformed.
+            Exception: Whatever the source raises, as it is. What it yielded before is published,
+                and the checkpoint has followed as far as 3 and 4 allow.
         """
         self._connector_id()  # Before anything else: without it there is no checkpoint.
         since = as_utc(await self._load_checkpoint())
+        stream: Any = self.stream_audit_events(since=since)
+        if inspect.isawaitable(stream):
+            stream = await stream
         one_pass = _Pass(self, since)
-        async with _read_ahead(lambda: self.stream_audit_events(since=since)) as source:
+        chunks = chunked(stream, lambda _: 1, RUN_LIMITS)
+        async with closing(chunks):
             try:
-                while (events := await source.take(one_pass.seconds_left())) is not None:
+                async for events, is_last in chunks:
                     for event in events:
                         await one_pass.publish(event)
-                        if one_pass.is_due():
-                            await one_pass.settle()
-                    if one_pass.is_due():
-                        await one_pass.settle()
-                await one_pass.finish()
-            except Exception:
-                await one_pass.settle_after_failure()
+                    await one_pass.settle(is_last=is_last)
+            except Malformed:
+                await one_pass.settle_before_malformed()
                 raise
             finally:
                 one_pass.abandon()
@@ -260,128 +256,24 @@ class BaseConnector(ABC):
         return connector_id
 
 
-class _Watermark:
-    """Where the checkpoint may rest, given the times that were yielded so far.
-
-    The times of a pass should ascend. The newest may still get company, so the watermark rests
-    on the newest one that was left behind; once the order is broken, on what it had reached.
-    """
-
-    def __init__(self, since: datetime) -> None:
-        self.rests_at = since
-        self.is_ascending = True
-        self._newest: datetime | None = None
-
-    def pass_by(self, at: datetime) -> None:
-        """Take in the time of the next event."""
-        if self._newest is None or at > self._newest:
-            if self._newest is not None and self.is_ascending:
-                self.rests_at = max(self.rests_at, self._newest)
-            self._newest = at
-        elif at < self._newest:
-            self.is_ascending = False
-
-    def finish(self) -> None:
-        """The pass ended normally: everything up to the newest is out."""
-        if self._newest is not None:
-            self.rests_at = max(self.rests_at, self._newest)
-
-
 class _Pass:
     """Publishing and checkpoints of one pass; the guarantees are those of `run()`."""
 
     def __init__(self, connector: BaseConnector, since: datetime) -> None:
         self._connector = connector
         self._connector_id = connector._connector_id()
-        self._watermark = _Watermark(since)
+        self._watermark = Watermark(since)
         self._written = since
+        self._must_stay = False
         self._topics: dict[str, str] = {}
         self._acks: list[tuple[str, asyncio.Future[Any]]] = []
-        self._sent_count = 0
-        self._due_at: float | None = None
-        self._has_failed = False
-        self._now: Callable[[], float] = asyncio.get_running_loop().time
-
-    def is_due(self) -> bool:
-        """Whether the chunk is full or old enough to be settled."""
-        return self._due_at is not None and (
-            self._sent_count >= CHUNK_EVENTS_MAX or self._now() >= self._due_at
-        )
-
-    def seconds_left(self) -> float | None:
-        """Until the chunk is due by its age; None while there is no chunk."""
-        return None if self._due_at is None else max(0.0, self._due_at - self._now())
 
     async def publish(self, event: Any) -> None:
         """Hand one event to the producer; its acknowledgement is awaited by `settle`."""
-        topic, at, value = self._encode(event)
-        try:
-            # A producer that is no coroutine, and one that hands back no future, are taken at
-            # their word: the event is out.
-            ack = self._connector.kafka_producer.send(topic=topic, value=value)
-            if inspect.isawaitable(ack):
-                ack = await ack
-        except Exception as error:
-            raise self._publish_error(error, event.event_id, topic, value) from error
-        if inspect.isawaitable(ack):
-            self._acks.append((event.event_id, asyncio.ensure_future(ack)))
-        # Only now does the event count: the watermark never knows of one that was not sent.
-        was_ascending = self._watermark.is_ascending
-        self._watermark.pass_by(at)
-        if was_ascending and not self._watermark.is_ascending:
-            logger.warning(
-                "connector %s: event %r is older than one before it; the checkpoint stays at %s "
-                "until the end of the pass",
-                self._connector_id,
-                event.event_id,
-                format_utc(self._watermark.rests_at),
-            )
-        self._sent_count += 1
-        if self._due_at is None:
-            self._due_at = self._now() + CHUNK_SECONDS_MAX
-
-    async def settle(self) -> None:
-        """Await what Kafka still owes of the chunk, then move the checkpoint."""
-        # The order is the guarantee: send, await the broker, then move the checkpoint.
-        await self._await_acks()
-        await self._move_checkpoint()
-
-    async def finish(self) -> None:
-        """Settle the last chunk of a pass that ended normally, at its newest time."""
-        await self._await_acks()
-        self._watermark.finish()
-        await self._move_checkpoint()
-
-    async def settle_after_failure(self) -> None:
-        """Let the checkpoint follow what is out, unless Kafka or the database is what failed."""
-        if self._has_failed:
-            return
-        try:
-            await self.settle()
-        except VerityError as error:
-            logger.warning("connector %s: on leaving the pass: %s", self._connector_id, error)
-
-    def abandon(self) -> None:
-        """Stop waiting for what is outstanding; that nobody asks any more is not worth a log."""
-        for _, ack in self._acks:
-            ack.add_done_callback(_retrieve)
-        self._acks = []
-
-    def _encode(self, event: Any) -> tuple[str, datetime, dict[str, Any]]:
-        if not isinstance(event, RawEvent):
-            raise Malformed(f"the connector yielded a {type(event).__name__}, not a RawEvent")
-        try:
-            at = as_utc(event.occurred_at)
-            topic = self._topic(event.platform)
-        except Malformed as error:
-            raise Malformed(f"event {event.event_id!r}: {error}; {self._what_is_true()}") from error
-        if event.occurred_at.tzinfo is None and not self._connector._has_warned_of_naive_time:
-            self._connector._has_warned_of_naive_time = True
-            logger.warning(
-                "connector %s: occurred_at has no time zone and is taken as UTC (event %r)",
-                self._connector_id,
-                event.event_id,
-            )
+        at = self._time_of(event)
+        # Also of an event that then turns out to be malformed: the checkpoint must not pass it.
+        self._pass_by(at, event.event_id)
+        topic = self._topic(event)
         value = {
             "platform": event.platform,
             "event_id": event.event_id,
@@ -391,18 +283,91 @@ class _Pass:
             "operation": event.operation,
             "raw_payload": event.raw_payload,
         }
-        return topic, at, value
+        try:
+            # A `send` that is no coroutine, or that hands back no future, is taken at its word:
+            # the event is out.
+            ack = self._connector.kafka_producer.send(topic=topic, value=value)
+            if inspect.isawaitable(ack):
+                ack = await ack
+        except Exception as error:
+            raise self._send_error(error, event.event_id, topic, value) from error
+        if inspect.isawaitable(ack):
+            self._acks.append((event.event_id, asyncio.ensure_future(ack)))
 
-    def _topic(self, platform: Any) -> str:
+    async def settle(self, *, is_last: bool) -> None:
+        """Await what Kafka owes of the chunk, then move the checkpoint as far as it may rest."""
+        # The order is the guarantee: send, await the broker, then move the checkpoint.
+        await self._await_acks()
+        if is_last:
+            self._watermark.finish()
+        elif not self._watermark.is_ascending:
+            return
+        await self._move_checkpoint()
+
+    async def settle_before_malformed(self) -> None:
+        """Let the checkpoint follow what is out, up to before the event that is malformed."""
+        if self._must_stay:
+            return
+        try:
+            await self.settle(is_last=False)
+        except VerityError as error:
+            # The malformed event is what the caller must hear of; this one comes again by itself.
+            logger.warning("connector %s: on leaving the pass: %s", self._connector_id, error)
+
+    def abandon(self) -> None:
+        """Stop waiting for what is outstanding; that nobody asks any more is not worth a log."""
+        for _, ack in self._acks:
+            ack.add_done_callback(_error_of)
+        self._acks = []
+
+    def _time_of(self, event: Any) -> datetime:
+        # Of what has no time nobody knows where it stands: the checkpoint stays.
+        if not isinstance(event, RawEvent):
+            self._must_stay = True
+            raise Malformed(
+                f"the connector yielded a {type(event).__name__}, not a RawEvent; "
+                f"{self._what_is_true()}"
+            )
+        try:
+            at = as_utc(event.occurred_at)
+        except Malformed as error:
+            self._must_stay = True
+            raise Malformed(f"event {event.event_id!r}: {error}; {self._what_is_true()}") from error
+        if event.occurred_at.tzinfo is None and not self._connector._has_warned_of_naive_time:
+            self._connector._has_warned_of_naive_time = True
+            logger.warning(
+                "connector %s: occurred_at has no time zone and is taken as UTC (event %r)",
+                self._connector_id,
+                event.event_id,
+            )
+        return at
+
+    def _pass_by(self, at: datetime, event_id: str) -> None:
+        was_ascending = self._watermark.is_ascending
+        self._watermark.pass_by((at,))
+        if was_ascending and not self._watermark.is_ascending:
+            logger.warning(
+                "connector %s: event %r is older than one before it; the checkpoint stays at %s "
+                "until the end of the pass",
+                self._connector_id,
+                event_id,
+                format_utc(self._written),
+            )
+
+    def _topic(self, event: RawEvent) -> str:
+        platform = event.platform
         topic = self._topics.get(platform) if isinstance(platform, str) else None
         if topic is None:
             if not isinstance(platform, str) or _PLATFORM.fullmatch(platform) is None:
-                raise Malformed(f"platform {platform!r} can't be part of a topic's name")
+                raise Malformed(
+                    f"event {event.event_id!r}: platform {platform!r} can't be part of a topic's "
+                    f"name; {self._what_is_true()}"
+                )
             topic = self._topics[platform] = f"verity.events.raw.{platform}"
         return topic
 
     async def _await_acks(self) -> None:
-        acks, self._due_at, self._sent_count = self._acks, None, 0
+        acks = self._acks
         try:
             async with asyncio.timeout(ACK_SECONDS_MAX):
                 for _, ack in acks:
@@ -410,30 +375,30 @@ class _Pass:
                         # asyncio.wait, because awaiting the future itself would cancel it with us.
                         await asyncio.wait({ack})
         except TimeoutError as error:
-            self._has_failed = True
+            self._must_stay = True
             raise Unavailable(
-                f"connector {self._connector_id}: Kafka acknowledged nothing for "
+                f"connector {self._connector_id}: Kafka did not acknowledge within "
                 f"{ACK_SECONDS_MAX:g} s; {self._what_is_true()}"
             ) from error
         self._acks = []
-        failed = [(event_id, error) for event_id, ack in acks if (error := _error_of(ack))]
+        failures = [(event_id, _error_of(ack)) for event_id, ack in acks]
+        failed = [(event_id, reason) for event_id, reason in failures if reason is not None]
         if failed:
-            event_id, error = failed[0]
-            raise self._publish_error(error, event_id, f"{len(failed)} of {len(acks)} events")
+            # Some of the chunk are out and some are not: no place in it is safe to rest on.
+            self._must_stay = True
+            event_id, reason = failed[0]
+            where = f"and {len(failed) - 1} more of {len(acks)}"
+            raise self._kafka_error(reason, event_id, where) from reason
 
     async def _move_checkpoint(self) -> None:
         to = self._watermark.rests_at
         if to <= self._written:
             return
-        try:
-            if not self._connector._is_checkpoint_known:
-                await self._learn_checkpoint()
-            if to > self._written:
-                await self._connector._save_checkpoint(to)
-                self._written = to
-        except Exception:
-            self._has_failed = True
-            raise
+        if not self._connector._is_checkpoint_known:
+            await self._learn_checkpoint()
+        if to > self._written:
+            await self._connector._save_checkpoint(to)
+            self._written = to
 
     async def _learn_checkpoint(self) -> None:
         try:
@@ -447,10 +412,23 @@ class _Pass:
         if stored is not None:
             self._written = max(self._written, stored)
 
-    def _publish_error(
-        self, error: BaseException, event_id: str, where: str, value: Any = None
+    def _send_error(
+        self, error: Exception, event_id: str, topic: str, value: dict[str, Any]
     ) -> VerityError:
-        """Who must act when an event could not be published; notes whether Kafka failed."""
+        """Who must act when the producer refused an event: it, its serializer, or nobody."""
+        if isinstance(error, TypeError | ValueError | RecursionError):
+            what = f"event {event_id!r}: {_described(error)}; {self._what_is_true()}"
+            if self._has_serializer() and not _is_json(value):
+                return Malformed(f"the payload can't be serialised: {what}")
+            self._must_stay = True
+            return Misconfigured(
+                "the Kafka producer needs a value_serializer that turns a dict into bytes, as "
+                f"verity_common.kafka.create_producer gives it: {what}"
+            )
+        return self._kafka_error(error, event_id, f"topic {topic}")
+
+    def _kafka_error(self, error: BaseException, event_id: str, where: str) -> VerityError:
+        """Who must act when Kafka did not take an event."""
         # Here and not at the top: who imports the SDK to write or test a connector needs no Kafka.
         from aiokafka.errors import (
             ClusterAuthorizationFailedError,
@@ -461,15 +439,6 @@ class _Pass:
         what = f"event {event_id!r} ({where}): {_described(error)}; {self._what_is_true()}"
         if isinstance(error, MessageSizeTooLargeError):
             return Malformed(f"too large for Kafka: {what}")
-        if isinstance(error, TypeError | ValueError | RecursionError) and value is not None:
-            if self._has_serializer() and not _is_json(value):
-                return Malformed(f"can't be serialised: {what}")
-            self._has_failed = True
-            return Misconfigured(
-                "the Kafka producer has no value_serializer that turns a dict into bytes "
-                f"(verity_common.kafka.create_producer makes one that does): {what}"
-            )
-        self._has_failed = True
         if isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
             return Denied(f"Kafka refused: {what}")
         return Unavailable(f"not published: {what}")
@@ -485,86 +454,12 @@ class _Pass:
         )
 
 
-class _ReadAhead:
-    """Pulls a source in a task of its own, so that a chunk can be settled while it is silent."""
-
-    def __init__(self, open_stream: Callable[[], Any]) -> None:
-        self._open_stream = open_stream
-        self._events: list[Any] = []
-        self._has_news, self._has_room = asyncio.Event(), asyncio.Event()
-        self._task = asyncio.create_task(self._pull())
-
-    async def take(self, timeout_seconds: float | None) -> list[Any] | None:
-        """What there is; nothing if nothing came in time; None once the source has ended.
-
-        Raises:
-            Unavailable: The source cancelled itself.
-            Exception: What the source raised, after all that it yielded was taken.
-        """
-        while not self._events:
-            if self._task.done():
-                if (error := _error_of(self._task)) is not None:
-                    raise error
-                return None
-            self._has_news.clear()
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._has_news.wait()
-            except TimeoutError:
-                return []
-        events, self._events = self._events, []
-        self._has_room.set()
-        return events
-
-    async def close(self) -> None:
-        """Cancel the source where it stands and let it clean up."""
-        self._task.cancel()
-        await asyncio.wait({self._task}, timeout=CLOSE_SECONDS_MAX)
-        if not self._task.done():
-            logger.error("the source ignores its cancellation and is left behind")
-        else:
-            _retrieve(self._task)
-
-    async def _pull(self) -> None:
-        try:
-            stream = self._open_stream()
-            if inspect.isawaitable(stream):
-                stream = await stream
-            try:
-                async for event in stream:
-                    self._events.append(event)
-                    self._has_news.set()
-                    if len(self._events) >= READ_AHEAD_EVENTS_MAX:
-                        self._has_room.clear()
-                        await self._has_room.wait()
-            finally:
-                if hasattr(stream, "aclose"):
-                    await stream.aclose()
-        finally:
-            self._has_news.set()
-
-
-@asynccontextmanager
-async def _read_ahead(open_stream: Callable[[], Any]) -> AsyncIterator[_ReadAhead]:
-    source = _ReadAhead(open_stream)
-    try:
-        yield source
-    finally:
-        await source.close()
-
-
 def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
     # Nobody here cancels what is waited for. Passed on as CancelledError it would look as if
     # run() had been told to stop.
     if future.cancelled():
-        return Unavailable("cancelled by its own side")
+        return Unavailable("cancelled by the producer")
     return future.exception()
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not log it as one that nobody looked at."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _is_json(value: Any) -> bool:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
 # Words that PostgreSQL quotes when it prints an identifier: pg_get_keywords() where catcode <> 'U',
 # the union of 15.18 and 18.4, read 2026-11-24.
-_QUOTED_WORDS = frozenset(
+_QUOTED_WORDS = words(
     """
     all analyse analyze and any array as asc asymmetric authorization between bigint binary bit
     boolean both case cast char character check coalesce collate collation column concurrently
@@ -23,7 +29,7 @@ _QUOTED_WORDS = frozenset(
     unique user using values varchar variadic verbose when where window with xmlattributes
     xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize
     xmltable
-    """.split()
+    """
 )
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 

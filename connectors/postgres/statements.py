@@ -24,7 +24,7 @@ from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import Token, TokenType
 
-from connectors.postgres.names import folded, quoted
+from connectors.postgres.names import folded, quoted, words
 
 MULTI_STATEMENT_MAX = 1000
 CACHED_STATEMENT_BYTES = 4096
@@ -137,11 +137,11 @@ _CLASS_OF_VERB = {
 }
 _QUERY_VERBS = {"SELECT", "TABLE", "VALUES", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "("}
 # Understood, and no object in them.
-_SESSION_VERBS = frozenset(
+_SESSION_VERBS = words(
     """
     ABORT BEGIN CHECKPOINT CLOSE COMMIT DEALLOCATE DISCARD END FETCH LISTEN LOAD MOVE NOTIFY
     PREPARE RELEASE RESET ROLLBACK SAVEPOINT SET SHOW START UNLISTEN EXECUTE
-    """.split()
+    """
 )
 _KINDS = sorted(
     [
@@ -193,10 +193,10 @@ _KINDS = sorted(
     reverse=True,
 )
 # Words between CREATE and the kind, and between the kind and the name.
-_BEFORE_KIND = frozenset(
+_BEFORE_KIND = words(
     """
     OR REPLACE TEMP TEMPORARY LOCAL GLOBAL UNLOGGED UNIQUE RECURSIVE TRUSTED PROCEDURAL CONSTRAINT
-    """.split()
+    """
 )
 _BEFORE_NAME = {"IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"}
 _ROLE_KINDS = {"ROLE", "USER", "GROUP"}
@@ -368,7 +368,7 @@ def _grant(verb: str, cursor: _Cursor) -> Iterable[Touch]:
         return [Touch(operation, "SCHEMA", name) for name in targets.names()]
     kind = targets.kind() or "TABLE"
     if kind == "LARGE OBJECT":
-        return [Touch(operation, kind, oid) for oid in targets.words()]
+        return [Touch(operation, kind, oid) for oid in targets.numbers()]
     if kind == "PARAMETER":
         return [Touch(operation, kind, name) for name in targets.names(is_folded=True)]
     return [Touch(operation, kind, name) for name in targets.names()]
@@ -696,11 +696,11 @@ class _Cursor:
             roles.append(self.role())
         return roles
 
-    def words(self) -> list[str]:
-        words = [word for word in (self.take() for _ in self.rest()) if word != ","]
-        if not words:
+    def numbers(self) -> list[str]:
+        numbers = [word for word in (self.take() for _ in self.rest()) if word != ","]
+        if not numbers or not all(word.isdigit() for word in numbers):
             raise _NotUnderstood
-        return words
+        return numbers
 
     def table_after_on(self, kind: str) -> str:
         """The table of a policy, trigger, rule or index."""

@@ -1,0 +1,224 @@
+"""Following the log through its files: which bytes are lines, and when the end is reached.
+
+It reads through a `LogReader`, knows nothing of where that reads from, and does not look
+into the lines beyond their newline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+from connectors.postgres.files import LINE_ORDER_MARGIN, LogFile, Place, first_file, next_file
+from connectors.postgres.log_lines import split_lines
+from verity_sdk.pages import Gap, RejectedRecord
+
+PEEK_BYTES = 64 * 1024
+PIECE_BYTES = 512 * 1024
+
+
+class LogReader(Protocol):
+    """Reads the log directory of one server.
+
+    1. `list_files` returns every jsonlog file that exists when it is called.
+    2. `read` returns the bytes at an offset, fewer than asked for at the end of the file, none
+       at or past it, and None where there is no such file.
+    3. What was logged before `now()` was called is seen by a `list_files` and a `read` after it.
+    4. All raise Unavailable or Denied, and have then changed nothing.
+    """
+
+    async def now(self) -> datetime:
+        """The time by the clock that stamps the lines, aware UTC."""
+
+    async def list_files(self) -> Sequence[LogFile]:
+        """The jsonlog files, in any order."""
+
+    async def read(self, name: str, offset: int, length: int) -> bytes | None:
+        """At most `length` bytes of a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Consecutive lines of one file, and what was noticed on the way to them.
+
+    Attributes:
+        start: The place of the first line.
+        lines: Complete lines with their newlines.
+        end: The place after them.
+        rejected: Bytes that are no line: a cut last line, pieces of a line that is too long.
+        gaps: What is missing before them.
+        caught_up_at: Set on the last portion: all that was logged up to then is out.
+    """
+
+    start: Place
+    end: Place
+    lines: Sequence[bytes] = ()
+    rejected: Sequence[RejectedRecord] = ()
+    gaps: Sequence[Gap] = ()
+    caught_up_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Tail:
+    """One pass over the log, from a place to the end of the newest file.
+
+    Attributes:
+        reader: Where it reads.
+        place: Where it stands; None before the first file is chosen.
+        time_of_line: When a line was logged, or None; to date gaps and to keep the newest time.
+        page_records: Most lines in a portion.
+        page_bytes: Most bytes of one read.
+        line_bytes: Longest line kept in memory.
+    """
+
+    reader: LogReader
+    place: Place | None
+    time_of_line: Callable[[bytes], datetime | None]
+    page_records: int
+    page_bytes: int
+    line_bytes: int
+
+    async def portions(self, since: datetime) -> AsyncIterator[Portion]:
+        """The portions up to the end of the newest file; the last says so.
+
+        Args:
+            since: Chooses the first file where there is no place yet.
+        """
+        files = await self.reader.list_files()
+        if self.place is None:
+            first = first_file(files, since)
+            if first is None:
+                return
+            self.place = Place(first.name, not_before=since)
+        place = self.place
+        gaps: list[Gap] = []
+        place = await self._checked(place, files, gaps)
+        buffer = b""  # bytes from place.offset on that are not a complete line yet
+        while True:
+            # The order is what makes caught_up_at true: first the time, then the list, then the
+            # read. A line logged before `now` is then in a file that was listed, and was read.
+            is_looking = not buffer
+            now = await self.reader.now() if is_looking else None
+            files = await self.reader.list_files() if is_looking else files
+            data = await self.reader.read(
+                place.file, place.offset + len(buffer), self.page_bytes
+            )
+            if data:
+                buffer += data
+                async for portion in self._lines(place, buffer):
+                    yield replace(portion, gaps=tuple(gaps))
+                    gaps.clear()
+                    buffer = buffer[_distance(portion) :]
+                    place = portion.end
+                continue
+            if now is None:
+                # The remainder stands at the end: look once more, in the right order.
+                now = await self.reader.now()
+                files = await self.reader.list_files()
+                data = await self.reader.read(
+                    place.file, place.offset + len(buffer), self.page_bytes
+                )
+                if data:
+                    continue
+            following = next_file(files, place)
+            is_gone = data is None or all(file.name != place.file for file in files)
+            if following is None:
+                if not is_gone:
+                    is_cut = bool(buffer)
+                    yield Portion(place, place, gaps=gaps, caught_up_at=None if is_cut else now)
+                elif gaps:
+                    yield Portion(place, place, gaps=gaps)
+                return
+            if is_gone:
+                gaps.append(await self._gap(place, following.name, "the file has gone"))
+            if buffer or place.is_inside_line:
+                yield self._cut(place, buffer, following, gaps)
+                gaps = []
+            place, buffer = place.enter(following.name), b""
+
+    def _cut(self, place: Place, buffer: bytes, following: LogFile, gaps: list[Gap]) -> Portion:
+        """The remainder of a file that is followed by another: its last line never ends."""
+        end = place.enter(following.name)
+        rejected = self._pieces(place, buffer, "the last line of the file is cut")
+        return Portion(place, end, rejected=rejected, gaps=tuple(gaps))
+
+    async def _lines(self, place: Place, buffer: bytes) -> AsyncIterator[Portion]:
+        """The complete lines of the buffer, as portions; pieces of a line that is too long."""
+        if place.is_inside_line:
+            end = buffer.find(b"\n") + 1
+            if not end and len(buffer) < self.line_bytes:
+                return
+            done = end or len(buffer)
+            after = replace(place, offset=place.offset + done, is_inside_line=not end)
+            yield Portion(place, after, rejected=self._long(place, buffer[:done]))
+            place, buffer = after, buffer[done:]
+            if not end:
+                return
+        lines, _ = split_lines(buffer)
+        used = 0
+        for start in range(0, len(lines), self.page_records):
+            group = lines[start : start + self.page_records]
+            size = sum(map(len, group))
+            after = replace(place, offset=place.offset + size)
+            yield Portion(place, after, lines=group)
+            place = after
+            used += size
+        rest = buffer[used:]
+        if len(rest) >= self.line_bytes:
+            after = replace(place, offset=place.offset + len(rest), is_inside_line=True)
+            yield Portion(place, after, rejected=self._long(place, rest))
+
+    def _long(self, place: Place, data: bytes) -> Sequence[RejectedRecord]:
+        return self._pieces(place, data, f"a line longer than {self.line_bytes} bytes")
+
+    @staticmethod
+    def _pieces(place: Place, data: bytes, reason: str) -> Sequence[RejectedRecord]:
+        return tuple(
+            RejectedRecord(
+                data[start : start + PIECE_BYTES], reason, f"{place.file}:{place.offset + start}"
+            )
+            for start in range(0, len(data), PIECE_BYTES)
+        )
+
+    async def _checked(
+        self, place: Place, files: Sequence[LogFile], gaps: list[Gap]
+    ) -> Place:
+        """The place, or the start of its file where the content is no longer what was read."""
+        present = next((file for file in files if file.name == place.file), None)
+        if present is None or place.offset == 0:
+            return place
+        if present.size >= place.offset:
+            if place.is_inside_line:
+                return place
+            before = await self.reader.read(place.file, place.offset - 1, 1)
+            if before == b"\n" or before is None:
+                return place
+        reason = "the file was truncated or replaced"
+        gaps.append(await self._gap(place, place.file, reason))
+        return place.restart()
+
+    async def _gap(self, place: Place, following: str, reason: str) -> Gap:
+        """From the last time read to the first that is there after the missing part."""
+        data = await self.reader.read(following, 0, PEEK_BYTES)
+        line, newline, _ = (data or b"").partition(b"\n")
+        first_at = self.time_of_line(line) if newline else None
+        return Gap(
+            from_at=place.newest_at,
+            to_at=first_at,
+            scope=place.file,
+            reason=f"{reason} before it was read to its end",
+        )
+
+
+def complete_through(
+    portion: Portion, newest_at: datetime | None
+) -> datetime | None:
+    """Up to when all events are out after a portion whose newest line is of `newest_at`."""
+    reached = portion.caught_up_at or newest_at
+    return reached - LINE_ORDER_MARGIN if reached is not None else None
+
+
+def _distance(portion: Portion) -> int:
+    return portion.end.offset - portion.start.offset
