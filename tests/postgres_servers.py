@@ -84,7 +84,9 @@ class TestServer:
     def log_directory(self) -> Path:
         return self.data / "log"
 
-    def dsn(self, user: str = SUPERUSER, database: str = "postgres", password: str = PASSWORD) -> str:
+    def dsn(
+        self, user: str = SUPERUSER, database: str = "postgres", password: str = PASSWORD
+    ) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ class Worker:
     def start(self, **extra: str) -> Worker:
         """Start it; its log goes to a file of the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        extra["VERITY_WEB_PORT"] = str(self.web_port)
         faust = Path(sys.executable).with_name("faust")
         with (self.directory / "worker.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -218,9 +221,40 @@ class Bench:
 
         await eventually(reached, seconds, lambda: self.logs())
 
+    async def assert_exactly_once(self, connector: str, expected: set[str]) -> None:
+        """Every event of the source is in the topic once, and the stored views agree."""
+        counts = Counter(await self.event_ids(connector))
+        assert expected - counts.keys() == set(), f"lost\n{self.logs()}"
+        repeated = [key for key, number in counts.items() if number > 1]
+        assert repeated == [], f"repeated\n{self.logs()}"
+        assert counts.keys() == expected
+        published = await self.published_checkpoints(connector)
+        versions = [checkpoint["version"] for checkpoint in published]
+        assert versions == sorted(set(versions)), "versions ascend"
+        stored = await self.stored_checkpoint(connector)
+        assert stored is not None
+        assert stored["version"] == versions[-1]
+        # The checkpoint records prove continuity: their counts add up to the events.
+        assert sum(checkpoint["event_count"] for checkpoint in published) == len(expected)
+
     def logs(self) -> str:
         """The ends of all workers' logs, for a failing test."""
         return "\n".join(f"--- {one.directory.name}\n{one.log[-3000:]}" for one in self.workers)
+
+
+def make_bench(directory: Path, bootstrap_servers: str, dsn: str) -> Bench:
+    """A bench with a name of its own on these servers."""
+    name = f"t{secrets.token_hex(4)}"
+    environment = {
+        "VERITY_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
+        "VERITY_DATABASE__DSN": dsn,
+        "VERITY_CONFIG": str(directory / "verity.toml"),
+        "VERITY_APP_ID": name,
+        "VERITY_SESSION_TIMEOUT_SECONDS": "6",
+        "VERITY_LOG_FORMAT": "json",
+        "PYTHONPATH": str(PLUGINS),
+    }
+    return Bench(name, directory, bootstrap_servers, dsn, environment)
 
 
 async def eventually(

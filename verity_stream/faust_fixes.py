@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Set
 from typing import Any, NoReturn, cast
 
 import faust
@@ -67,12 +67,37 @@ def check_versions(installed: Callable[[str], str] = importlib.metadata.version)
         )
 
 
+class ActiveNow:
+    """The partitions that may be fetched from, asked at the moment of the fetch; never "all".
+
+    Faust hands its own set to aiokafka and goes on changing it. Once that is empty, because the
+    partitions were paused, aiokafka takes it for "no restriction" (consumer/fetcher.py,
+    `if partitions and …`): a fetch that was waiting takes records from paused partitions, moves
+    their position, and Faust drops them. Between a seek and a resume nothing brings them back.
+    """
+
+    def __init__(self, active: Set[TP]) -> None:
+        self._active = active
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, partition: object) -> bool:
+        return partition in self._active
+
+
 class CommittedReaderThread(AIOKafkaConsumerThread):
-    """A consumer thread that reads committed records only.
+    """A consumer thread that reads committed records only, and of active partitions only.
 
     Faust ties the isolation level to its own `exactly_once` (drivers/aiokafka.py:571), so an
     at-least-once app consumes records of aborted transactions.
     """
+
+    async def getmany(self, active_partitions: Any, timeout: float) -> Any:
+        """Fetch from what is active at that moment."""
+        if active_partitions is not None:
+            active_partitions = ActiveNow(active_partitions)
+        return await super().getmany(active_partitions, timeout)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -84,7 +109,7 @@ class CommittedReaderThread(AIOKafkaConsumerThread):
 class DeliveredOffsetsConsumer(Consumer):
     """A consumer that commits one past the longest acknowledged prefix of what it delivered.
 
-    Three defects of the original:
+    Defects of the original:
 
     - It reasons about gaps between offsets, with an interval that includes the arriving message
       (transport/consumer.py:1215), so on a transactional topic each commit advances by one
@@ -92,6 +117,8 @@ class DeliveredOffsetsConsumer(Consumer):
       delivered play no part at all.
     - It forgets acknowledged offsets before the commit at a revoke (#502), so every graceful
       rebalance repeats up to a commit interval.
+    - It makes all partitions active at an assignment, before they are sought, and pauses them a
+      moment later.
     - It reports changelog partitions, paused for good after recovery, as hanging, every few
       seconds after five minutes.
     """
@@ -146,6 +173,12 @@ class DeliveredOffsetsConsumer(Consumer):
                 self._committed_offset,
             ):
                 state.pop(tp, None)
+
+    @faust.Service.transitions_to("PARTITIONS_ASSIGNED")
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Keep everything paused until the recovery, having sought, resumes it."""
+        self._paused_partitions.update(assigned)
+        await super().on_partitions_assigned(assigned, generation_id)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Look for a hanging stream; a changelog that was recovered has none."""

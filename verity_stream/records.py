@@ -93,13 +93,13 @@ class EventEncoder:
     Args:
         origin: Whose page it is.
         partition_by: The field whose value is the record's key.
-        value_bytes_max: The longest value the broker takes.
+        record_bytes_max: The longest record the broker takes.
     """
 
-    def __init__(self, origin: Origin, partition_by: str, value_bytes_max: int) -> None:
+    def __init__(self, origin: Origin, partition_by: str, record_bytes_max: int) -> None:
         self._headers = origin.headers("raw_event/1")
         self._key_of = KEY_FIELDS[partition_by]
-        self._value_bytes_max = value_bytes_max
+        self._record_bytes_max = record_bytes_max
 
     def encode(self, event: RawEvent) -> Record:
         """Encode one event.
@@ -129,9 +129,10 @@ class EventEncoder:
             identity = str(event_id).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise Malformed(f"the event can't be written as JSON: {error}") from error
-        if len(value) > self._value_bytes_max:
+        size = len(value) + len(key) + len(identity)
+        if size > self._record_bytes_max:
             raise Malformed(
-                f"the event is {len(value)} bytes, more than the {self._value_bytes_max} of "
+                f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
         return Record(raw_topic(platform), key, value, [("event_id", identity), *self._headers])
@@ -208,9 +209,13 @@ def _dead_letter(
             "part": part + 1,
             "parts": parts,
         }
+        value = b""
         try:
             value = orjson.dumps({**body, "encoding": "utf-8", "data": piece.decode()})
         except UnicodeDecodeError:
+            pass  # A part may also end within a character.
+        # Escapes can make text six times as long; base64 is never more than a third longer.
+        if not value or len(value) > part_bytes * 3 // 2 + 4096:
             encoded = base64.b64encode(piece).decode()
             value = orjson.dumps({**body, "encoding": "base64", "data": encoded})
         records.append(Record(dead_topic(origin.platform), digest.encode(), value, headers))

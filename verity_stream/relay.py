@@ -34,6 +34,7 @@ from verity_stream.checkpoints import (
 )
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     Checkpoint,
     DeadLetter,
@@ -173,6 +174,7 @@ class Relay:
             self._log.info("relay.database_repaired", version=start.checkpoint.version)
         self._checkpoint = start.checkpoint
         if start.checkpoint.seen is not None:
+            await self._ensure_topics(start.checkpoint.seen.start)
             ids = await self._reader.published_ids(connector_id, start.checkpoint.seen.start)
             self._report_forgotten(self._window.restore(ids, start.checkpoint.seen))
         if start.publish:
@@ -312,7 +314,9 @@ class Relay:
             after = replace(after, seen=self._window.seen())
             return checkpoint_record(origin, after, replace(encoded.summary, offsets=offsets))
 
-        await self._ensure_topics({record.topic for record in encoded.records})
+        await self._ensure_topics(
+            {CHECKPOINTS_TOPIC, *(record.topic for record in encoded.records)}
+        )
         try:
             await self._publisher.publish(encoded.records, seal)
         except Fenced as error:

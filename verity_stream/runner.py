@@ -187,6 +187,8 @@ class ConnectorRunner:
         if self._is_fenced or self._operation is None:
             return
         await self._read_controls()
+        if self._is_fenced:
+            return  # A rebalance began meanwhile: what is owned is about to change.
         now = utc_now()
         unwanted = []
         for one in self._connectors:
@@ -275,6 +277,7 @@ class ConnectorRunner:
         if not task.done():
             return
         one.task = None
+        self._topics.forget()
         error = None if task.cancelled() else task.exception()
         one.failures += 1
         state, delay = after_failure(error, one.failures, self._settings, random.random())  # noqa: S311 - jitter

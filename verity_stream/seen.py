@@ -94,8 +94,12 @@ class SeenWindow:
 
     def forget_before(self, at: datetime) -> None:
         """Forget the pages all of whose events occurred before `at`."""
-        while self._pages and self._pages[0].newest_at < at:
-            self._forget_oldest()
+        # Any of them, not only the oldest: one event dated far ahead must not hold back the rest.
+        gone = [page for page in self._pages if page.newest_at < at]
+        if gone:
+            self._pages = deque(page for page in self._pages if page.newest_at >= at)
+            for page in gone:
+                self._hashes.difference_update(page.hashes)
 
     def forget_all(self) -> None:
         """Forget everything: an operator asked for a replay."""

@@ -61,6 +61,10 @@ class Topics:
                 raise as_verity_error(error) from error
             self._known.update(missing)
 
+    def forget(self) -> None:
+        """Look again next time: something failed, and a topic may have been deleted."""
+        self._known.clear()
+
     async def _create(self, names: list[str]) -> None:
         kafka = self._settings.kafka
         admin = AIOKafkaAdminClient(**kafka.client_options())

@@ -6,7 +6,7 @@ into the lines beyond their newline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -92,59 +92,50 @@ class Tail:
             if first is None:
                 return
             self.place = Place(first.name, not_before=since)
-        place = self.place
         gaps: list[Gap] = []
-        place = await self._checked(place, files, gaps)
+        place = await self._checked(self.place, files, gaps)
         buffer = b""  # bytes from place.offset on that are not a complete line yet
         while True:
-            # The order is what makes caught_up_at true: first the time, then the list, then the
-            # read. A line logged before `now` is then in a file that was listed, and was read.
-            is_looking = not buffer
-            now = await self.reader.now() if is_looking else None
-            files = await self.reader.list_files() if is_looking else files
-            data = await self.reader.read(
-                place.file, place.offset + len(buffer), self.page_bytes
-            )
-            if data:
-                buffer += data
-                async for portion in self._lines(place, buffer):
-                    yield replace(portion, gaps=tuple(gaps))
-                    gaps.clear()
-                    buffer = buffer[_distance(portion) :]
-                    place = portion.end
-                continue
-            if now is None:
-                # The remainder stands at the end: look once more, in the right order.
+            now: datetime | None = None
+            data = await self._read(place, buffer)
+            if not data:
+                # The order is what makes caught_up_at true: first the time, then the list, then
+                # the read. What was logged before `now` is in a file that was listed, and the
+                # present file is not written any more once the list shows a newer one.
                 now = await self.reader.now()
                 files = await self.reader.list_files()
-                data = await self.reader.read(
-                    place.file, place.offset + len(buffer), self.page_bytes
-                )
-                if data:
-                    continue
+                data = await self._read(place, buffer)
+            if data:
+                buffer += data
+                for portion in self._portions(place, buffer):
+                    yield replace(portion, gaps=tuple(gaps))
+                    gaps = []
+                    buffer = buffer[portion.end.offset - place.offset :]
+                    place = portion.end
+                continue
             following = next_file(files, place)
             is_gone = data is None or all(file.name != place.file for file in files)
             if following is None:
-                if not is_gone:
-                    is_cut = bool(buffer)
-                    yield Portion(place, place, gaps=gaps, caught_up_at=None if is_cut else now)
-                elif gaps:
-                    yield Portion(place, place, gaps=gaps)
+                # A line that is not written to its end yet was perhaps logged before `now`.
+                is_whole = not buffer and not place.is_inside_line and not is_gone
+                if gaps or not is_gone:
+                    yield Portion(
+                        place, place, gaps=tuple(gaps), caught_up_at=now if is_whole else None
+                    )
                 return
             if is_gone:
                 gaps.append(await self._gap(place, following.name, "the file has gone"))
-            if buffer or place.is_inside_line:
-                yield self._cut(place, buffer, following, gaps)
+            after = place.enter(following.name)
+            if buffer or gaps:
+                rejected = self._pieces(place, buffer, "the last line of the file is cut")
+                yield Portion(place, after, rejected=rejected, gaps=tuple(gaps))
                 gaps = []
-            place, buffer = place.enter(following.name), b""
+            place, buffer = after, b""
 
-    def _cut(self, place: Place, buffer: bytes, following: LogFile, gaps: list[Gap]) -> Portion:
-        """The remainder of a file that is followed by another: its last line never ends."""
-        end = place.enter(following.name)
-        rejected = self._pieces(place, buffer, "the last line of the file is cut")
-        return Portion(place, end, rejected=rejected, gaps=tuple(gaps))
+    async def _read(self, place: Place, buffer: bytes) -> bytes | None:
+        return await self.reader.read(place.file, place.offset + len(buffer), self.page_bytes)
 
-    async def _lines(self, place: Place, buffer: bytes) -> AsyncIterator[Portion]:
+    def _portions(self, place: Place, buffer: bytes) -> Iterator[Portion]:
         """The complete lines of the buffer, as portions; pieces of a line that is too long."""
         if place.is_inside_line:
             end = buffer.find(b"\n") + 1
@@ -156,19 +147,29 @@ class Tail:
             place, buffer = after, buffer[done:]
             if not end:
                 return
-        lines, _ = split_lines(buffer)
-        used = 0
+        lines, done = split_lines(buffer)
         for start in range(0, len(lines), self.page_records):
             group = lines[start : start + self.page_records]
-            size = sum(map(len, group))
-            after = replace(place, offset=place.offset + size)
+            after = self._after(place, group)
             yield Portion(place, after, lines=group)
             place = after
-            used += size
-        rest = buffer[used:]
+        rest = buffer[done:]
         if len(rest) >= self.line_bytes:
             after = replace(place, offset=place.offset + len(rest), is_inside_line=True)
             yield Portion(place, after, rejected=self._long(place, rest))
+
+    def _after(self, place: Place, lines: Sequence[bytes]) -> Place:
+        """The place after lines; one look at the last of them keeps the newest time."""
+        last_at = self.time_of_line(lines[-1])
+        if last_at is None:
+            return replace(place, offset=place.offset + sum(map(len, lines)))
+        is_reached = place.not_before is not None and last_at >= place.not_before
+        return replace(
+            place,
+            offset=place.offset + sum(map(len, lines)),
+            newest_at=max(last_at, place.newest_at or last_at),
+            not_before=None if is_reached else place.not_before,
+        )
 
     def _long(self, place: Place, data: bytes) -> Sequence[RejectedRecord]:
         return self._pieces(place, data, f"a line longer than {self.line_bytes} bytes")
@@ -182,9 +183,7 @@ class Tail:
             for start in range(0, len(data), PIECE_BYTES)
         )
 
-    async def _checked(
-        self, place: Place, files: Sequence[LogFile], gaps: list[Gap]
-    ) -> Place:
+    async def _checked(self, place: Place, files: Sequence[LogFile], gaps: list[Gap]) -> Place:
         """The place, or the start of its file where the content is no longer what was read."""
         present = next((file for file in files if file.name == place.file), None)
         if present is None or place.offset == 0:
@@ -212,13 +211,7 @@ class Tail:
         )
 
 
-def complete_through(
-    portion: Portion, newest_at: datetime | None
-) -> datetime | None:
-    """Up to when all events are out after a portion whose newest line is of `newest_at`."""
-    reached = portion.caught_up_at or newest_at
+def complete_through(portion: Portion) -> datetime | None:
+    """Up to when all events are out once this portion is."""
+    reached = portion.caught_up_at or portion.end.newest_at
     return reached - LINE_ORDER_MARGIN if reached is not None else None
-
-
-def _distance(portion: Portion) -> int:
-    return portion.end.offset - portion.start.offset

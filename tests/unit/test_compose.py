@@ -1,4 +1,4 @@
-"""The files for Docker, which cannot be run here: that they are well formed and agree with the rest.
+"""The files for Docker, which cannot be run here: well formed, and in step with the rest.
 
 They were checked against the Compose specification's JSON schema once by hand (decision 0005).
 """

