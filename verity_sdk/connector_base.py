@@ -150,7 +150,9 @@ class BaseConnector(ABC):
            never loses events that share their time with the last one before a crash.
         4. The checkpoint never moves backwards within a pass, and never below where it was
            loaded. Once an event comes out older than one before it, which is warned of once a
-           pass, it stays where it was written until the end of the pass.
+           pass, it stays where it was written until the end of the pass. Should that pass
+           fail, the next one is not asked for events that are older than what was written: a
+           source that can't yield oldest first is a `PagedConnector`, for the worker.
         5. A pass that ends normally leaves it at the newest `occurred_at`.
         6. Events are published, their acknowledgements awaited and the checkpoint written once
            for up to 1,000 events, and 1 s after the first that waits, also while the source is

@@ -119,8 +119,6 @@ class DeliveredOffsetsConsumer(Consumer):
       rebalance repeats up to a commit interval.
     - It makes all partitions active at an assignment, before they are sought, and pauses them a
       moment later.
-    - It reports changelog partitions, paused for good after recovery, as hanging, every few
-      seconds after five minutes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -179,11 +177,6 @@ class DeliveredOffsetsConsumer(Consumer):
         """Keep everything paused until the recovery, having sought, resumes it."""
         self._paused_partitions.update(assigned)
         await super().on_partitions_assigned(assigned, generation_id)
-
-    def verify_event_path(self, now: float, tp: TP) -> None:
-        """Look for a hanging stream; a changelog that was recovered has none."""
-        if not self._is_changelog_tp(tp):
-            super().verify_event_path(now, tp)
 
 
 class CommittedTransport(Transport):

@@ -28,6 +28,7 @@ from aiokafka.partitioner import murmur2
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
+from verity_stream.failpoints import passing
 from verity_stream.records import Offsets, Record
 
 logger = structlog.get_logger(__name__)
@@ -148,13 +149,17 @@ class KafkaPublisher:
         assert producer is not None, "start() comes first"  # noqa: S101 - a bug of ours, not input
         if self._is_transactional:
             await producer.begin_transaction()
+        passing("after_begin")
         offsets = await self._send(producer, records)
+        passing("after_publish")
         if seal is not None:
             await self._send(producer, [seal(offsets)])
+        passing("before_commit")
         # Every acknowledgement was awaited above. Committing with one outstanding would commit
         # the rest of the page if that one failed.
         if self._is_transactional:
             await producer.commit_transaction()
+        passing("after_commit")
         return offsets
 
     async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:

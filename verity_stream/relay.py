@@ -32,6 +32,7 @@ from verity_stream.checkpoints import (
     TopicReader,
     decide_start,
 )
+from verity_stream.failpoints import passing
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
@@ -155,11 +156,14 @@ class Relay:
         """Claim, fence, read the epoch again, and make the two stored views equal."""
         connector_id = self._spec.connector_id
         claimed = await self._store.claim(connector_id)
+        passing("after_claim")
         await self._publisher.start()
+        passing("after_fence")
         # Two starters may claim in one order and fence in the other. Whoever finds a newer
         # epoch after its own fencing gives way.
         stored = await self._load(claimed.epoch)
         published = await self._reader.last_checkpoint(connector_id)
+        passing("after_read_back")
         start = decide_start(stored, published)
         if start.pages_behind > 1:
             self._database_is_behind(start.pages_behind)
@@ -214,10 +218,12 @@ class Relay:
         pages = cast("Any", self._source.pages(self.checkpoint))
         async with aclosing(pages):
             while not self._is_halted:
+                passing("before_fetch")
                 try:
                     page = await self._interruptible(anext(pages))
                 except StopAsyncIteration:
                     return
+                passing("after_fetch")
                 if not self._is_halted and not await self._relay(page):
                     return
 
@@ -243,8 +249,10 @@ class Relay:
         if not encoded.records and not is_moved:
             return True
         after = await self._publish(encoded, after, origin)
+        passing("before_persist")
         # The order is the guarantee: only what is committed may be persisted.
         outcome = await self._store.persist(after, expected_version=before.version)
+        passing("after_persist")
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector; it knows of this page")
         self._checkpoint = after

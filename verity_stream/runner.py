@@ -179,15 +179,18 @@ class ConnectorRunner:
         """The connectors that this worker owns, by id."""
         return {one.spec.connector_id: one.status for one in self._connectors if self._is_mine(one)}
 
+    def _may_start(self) -> bool:
+        return self._operation is not None and not self._is_fenced
+
     def _is_mine(self, one: _Supervised) -> bool:
         return one.partition in self._owned
 
     async def reconcile(self) -> None:
         """Bring what runs in line with what is owned, enabled and asked for; then report."""
-        if self._is_fenced or self._operation is None:
+        if not self._may_start():
             return
         await self._read_controls()
-        if self._is_fenced:
+        if not self._may_start():
             return  # A rebalance began meanwhile: what is owned is about to change.
         now = utc_now()
         unwanted = []

@@ -36,6 +36,7 @@ SESSION_BACKENDS = frozenset(
 LOGIN_FAILED_STATES = frozenset({"28P01", "28000", "3D000", "42501", "55000", "53300"})
 LOGIN_PHASES = frozenset({"startup", "authentication"})
 DENIED_STATE = "42501"
+OBJECTS_MAX = 100
 
 _TIMESTAMP = re.compile(r"(\d{4,5})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))? (\S{1,40})")
 _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)?(?::?(\d\d))?")
@@ -237,6 +238,7 @@ def _events(record: dict[str, Any], logged_at: datetime, context: Context) -> It
     if database is not None and not isinstance(database, str):
         raise Malformed("no text under `dbname`")
     raw = _redacted(record) if context.redact_passwords else record
+    found = _bounded(found)
     for index, touch in enumerate(found.touches):
         yield RawEvent(
             platform=PLATFORM,
@@ -249,6 +251,18 @@ def _events(record: dict[str, Any], logged_at: datetime, context: Context) -> It
             operation=touch.operation,
             raw_payload={**raw, DERIVED_KEY: found.derived},
         )
+
+
+def _bounded(found: _Found) -> _Found:
+    """Every event carries the whole record: a statement over thousands of tables must not
+    become gigabytes. Past the limit its objects are listed in events on the database."""
+    if len(found.touches) <= OBJECTS_MAX:
+        return found
+    objects = [f"{touch.operation} {touch.kind}:{touch.name}" for touch in found.touches]
+    operations = sorted({touch.operation for touch in found.touches})
+    return _Found(
+        [Touch(operation) for operation in operations], found.derived | {"objects": objects}
+    )
 
 
 def _asset(touch: Touch, database: str | None, server: str) -> str:

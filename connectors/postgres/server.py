@@ -22,13 +22,14 @@ OLDEST_VERSION = 150_000
 CLOSE_SECONDS = 5.0
 SNAPSHOT_PREFETCH = 500
 
+# Not pgaudit.log: the installer sets that one for the role, so it exists without pgaudit too.
 FACTS_SQL = """
 SELECT pg_catalog.current_setting('server_version_num')::int AS version,
        pg_catalog.current_setting('log_destination') AS log_destination,
        pg_catalog.current_setting('logging_collector') AS logging_collector,
        pg_catalog.current_setting('log_timezone') AS log_timezone,
        pg_catalog.current_setting('lc_messages') AS lc_messages,
-       pg_catalog.current_setting('pgaudit.log', true) IS NOT NULL AS has_pgaudit
+       pg_catalog.current_setting('pgaudit.log_catalog', true) IS NOT NULL AS has_pgaudit
 """
 VERSION_SQL = "SELECT pg_catalog.current_setting('server_version_num')::int"
 LOG_FILENAME_SQL = "SELECT audit_reader.log_filename()"

@@ -15,6 +15,8 @@ import pytest
 from verity_test_connectors import sequence
 from workers import Bench, committed, eventually
 
+from verity_stream.failpoints import POINTS
+
 pytestmark = pytest.mark.stack
 
 
@@ -243,3 +245,17 @@ def test_a_wrong_configuration_exits_with_2_and_names_every_fault(bench: Bench) 
     for text in ("nonsense", "[connectors.b] count", "[connectors.c] poll_every"):
         assert text in worker.log
     assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_killed_at_every_point_of_a_page(bench: Bench, point: str) -> None:
+    """kill -9 exactly there; whatever it leaves, the next start makes right (I1, I2, I5)."""
+    count = 120
+    bench.configure(source=paged(bench, count=count, page=20, overlap=5))
+    passage = 1 if point in ("after_claim", "after_fence", "after_read_back") else 3
+    first = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_FAILPOINTS=f"{point}=kill@{passage}")
+    assert first.process is not None
+    assert await asyncio.to_thread(first.process.wait, 40) == -signal.SIGKILL
+    bench.worker(VERITY_PAGE_EVENTS="20")
+    await bench.wait_for_state("source", "caught_up")
+    await assert_exactly_once(bench, "source", count)

@@ -191,6 +191,42 @@ async def test_acknowledged_offsets_are_committed_at_a_revoke(
         assert tp not in state
 
 
+async def test_a_waiting_fetch_takes_nothing_from_paused_partitions(
+    consumer: DeliveredOffsetsConsumer,
+) -> None:
+    """aiokafka takes an empty set for "all": what it took was dropped, and the position moved."""
+    active = {TP(TOPIC, 0)}
+    handed_over = []
+
+    async def call_thread(method: Any, client: Any, partitions: Any, **kwargs: Any) -> None:
+        handed_over.append(partitions)
+
+    thread = consumer._thread
+    thread._consumer = SimpleNamespace(_max_poll_records=None)
+    thread.call_thread = call_thread
+    await thread.getmany(active, timeout=1.0)
+    (partitions,) = handed_over
+    assert TP(TOPIC, 0) in partitions
+    active.clear()
+    assert partitions  # aiokafka's `if partitions and tp not in partitions`
+    assert TP(TOPIC, 0) not in partitions
+
+
+async def test_an_assignment_is_paused_from_the_start(consumer: DeliveredOffsetsConsumer) -> None:
+    """Nothing is fetched before the recovery has sought, not for a moment."""
+    seen = []
+
+    async def app_assigns(assigned: set[TP], generation_id: int) -> None:
+        seen.append(set(consumer._get_active_partitions()))
+
+    consumer._on_partitions_assigned = app_assigns
+    consumer.app.on_rebalance_start()
+    await consumer.on_partitions_assigned({TP(TOPIC, 0), TP(TOPIC, 1)}, 3)
+    assert seen == [set()]
+    consumer.resume_partitions({TP(TOPIC, 1)})
+    assert consumer._get_active_partitions() == {TP(TOPIC, 1)}
+
+
 # Recovery.
 
 
@@ -343,15 +379,3 @@ def test_nothing_is_written_to_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     make_app()._create_directories()
     assert not list(tmp_path.iterdir())
-
-
-async def test_a_paused_changelog_is_not_reported_as_hanging(
-    consumer: DeliveredOffsetsConsumer,
-) -> None:
-    """Faust reports it every few seconds once the worker has run for five minutes."""
-    asked: list[TP] = []
-    consumer._thread = SimpleNamespace(verify_event_path=lambda now, tp: asked.append(tp))
-    consumer.app.tables._changelogs["log"] = None
-    consumer.verify_event_path(0.0, TP("log", 0))
-    consumer.verify_event_path(0.0, TP(TOPIC, 0))
-    assert asked == [TP(TOPIC, 0)]

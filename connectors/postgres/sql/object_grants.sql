@@ -88,6 +88,18 @@ WHERE (coalesce(o.schema, '') !~ '^pg_(toast|temp)')
   AND (
     o.oid >= 16384
     OR (coalesce(o.schema, '') NOT IN ('pg_catalog', 'information_schema'))
-    OR (o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs)
+    OR (
+      o.acl IS NOT NULL
+      AND o.acl IS DISTINCT FROM coalesce(
+        i.initprivs,
+        -- initdb fills pg_init_privs before it creates information_schema (16.14 and 18.4).
+        CASE o.acl_kind
+          WHEN 'r' THEN pg_catalog.acldefault('r', o.owner)
+                        || pg_catalog.makeaclitem(0, o.owner, 'SELECT', false)
+          WHEN 'n' THEN pg_catalog.acldefault('n', o.owner)
+                        || pg_catalog.makeaclitem(0, o.owner, 'USAGE', false)
+        END
+      )
+    )
   )
 ORDER BY o.kind, o.schema NULLS FIRST, o.name, o.printed_name, grantee NULLS FIRST, privilege
