@@ -42,15 +42,18 @@ class Worker:
     environment: dict[str, str]
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    command: tuple[str, ...] = ()
 
     def start(self, **extra: str) -> Worker:
         """Start it; its log goes to a file of the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
         extra["VERITY_WEB_PORT"] = str(self.web_port)
-        faust = Path(sys.executable).with_name("faust")
+        faust = str(Path(sys.executable).with_name("faust"))
+        data = str(self.directory / "data")
+        command = self.command or (faust, "--datadir", data, "-A", "verity_stream", "worker")
         with (self.directory / "worker.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [faust, "--datadir", self.directory / "data", "-A", "verity_stream", "worker"],
+                command,
                 cwd=self.directory,
                 env={
                     **os.environ,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SECONDS_MAX = 1000 * 365.25 * 86400
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
 
 
@@ -21,13 +22,20 @@ def parse_duration(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("not a duration: write 500ms, 30s, 5m, 24h or a number of seconds")
     if isinstance(value, int | float):
-        return timedelta(seconds=value)
+        return _seconds(value)
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match is None:
             raise ValueError("not a duration: write 500ms, 30s, 5m, 24h or a number of seconds")
-        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+        return _seconds(float(match[1]) * _UNIT_SECONDS[match[2]])
     return value
+
+
+def _seconds(value: float) -> timedelta:
+    # No setting means a time that runs backwards: a negative lookback would skip events.
+    if not 0 <= value <= _SECONDS_MAX:
+        raise ValueError("not a duration: it is negative, or longer than 1000 years")
+    return timedelta(seconds=value)
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]

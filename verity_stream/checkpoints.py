@@ -15,6 +15,7 @@ from aiokafka import errors as kafka_errors
 from verity_common.kafka import KafkaSettings
 from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Unavailable
+from verity_sdk.times import as_utc
 from verity_stream.database import database_errors
 from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
@@ -125,7 +126,7 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         connector_id=row["connector_id"],
         version=row["version"],
         epoch=row["epoch"],
-        last_ts=row["last_ts"],
+        last_ts=as_utc(row["last_ts"]),  # asyncpg reads -infinity as a naive time
         cursor=row["cursor"],
         complete_through=row["complete_through"],
         seen=decode_seen(row["seen"]),
@@ -189,6 +190,15 @@ class KafkaTopicReader:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 ends = await self._high_watermarks(list(places))
+                # A place that was recreated shorter holds nothing. aiokafka's stop() raises
+                # CancelledError if nothing was awaited since assign().
+                places = {
+                    place: offset
+                    for place, offset in places.items()
+                    if offset is None or offset < ends[place]
+                }
+                if not places:
+                    return
                 async with _consumer(self._kafka, "read_committed") as consumer:
                     consumer.assign(list(places))
                     for place, offset in places.items():

@@ -11,13 +11,18 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import faust
 import orjson
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from faust.web import Request, Response, View
 
 from verity_sdk.errors import Misconfigured, Unavailable
@@ -31,6 +36,7 @@ from verity_stream.faust_fixes import (
     partitions_of,
 )
 from verity_stream.placement import partition_for
+from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
 from verity_stream.topics import CHECKPOINTS_CONFIG
@@ -47,6 +53,8 @@ STOP_RUNNER_SECONDS_MAX = 5.0
 REBALANCE_TIMEOUT_SECONDS = 30.0
 BROKER_RETRY_SECONDS = 1.0
 BROKER_REQUEST_SECONDS = 5.0
+TOPICS_SECONDS_MAX = 30.0
+TOPICS_POLL_SECONDS = 0.1
 YEAR_SECONDS = 365 * 24 * 3600.0
 
 
@@ -157,6 +165,9 @@ def faust_options(settings: StreamSettings) -> dict[str, Any]:
         "store": "memory://",
         "table_standby_replicas": 0,
         "topic_replication_factor": settings.kafka.replication_factor,
+        # A topic that the group's leader did not know of yet gets its owners after this, not
+        # after five minutes.
+        "consumer_metadata_max_age_ms": 30_000,
         # Nothing here runs on a leader only: no topic to elect one.
         "topic_disable_leader": True,
         # `faust worker` binds 0.0.0.0 and ignores web_enabled=False.
@@ -280,12 +291,9 @@ class WorkerApp(VerityApp):
     # Lifecycle.
 
     async def prepare(self) -> None:
-        """The broker answers, the topics fit, the runner has started."""
+        """The broker answers, the topics stand, the runner has started."""
         await super().prepare()
-        partitions = self.verity.checkpoint_partitions
-        await check_partitions(
-            self.verity, {CHECKPOINTS_TOPIC: partitions, self._changelog_name: partitions}
-        )
+        await ensure_topics(self.verity, [CHECKPOINTS_TOPIC, self._changelog_name])
         self.runner = self._runner_factory()
         await self.runner.start()
 
@@ -339,6 +347,8 @@ class WorkerApp(VerityApp):
     def reasons_not_ready(self) -> list[str]:
         """Why this worker does not run its connectors now; empty when it does."""
         reasons = super().reasons_not_ready()
+        if not reasons and not self.owned_partitions:
+            reasons.append("no partitions assigned")
         if self.runner is None or not self.runner.is_ready():
             reasons.append("connectors are not running")
         return reasons
@@ -468,28 +478,75 @@ async def wait_for_broker(settings: StreamSettings) -> None:
             return
 
 
-async def check_partitions(settings: StreamSettings, wanted: Mapping[str, int]) -> None:
-    """Return when each topic has the wanted number of partitions, or does not exist yet.
+async def ensure_topics(settings: StreamSettings, names: Sequence[str]) -> None:
+    """Return when each of these compacted topics exists, whole, with the checkpoints' partitions.
 
-    With another number Faust raises at the table's first write, in the agent, and the record is
-    lost to the mirror; and connectors would be looked for in partitions that don't exist.
+    Faust would create them, but joins its group before the metadata has them: the leader then
+    "ignores a missing topic" and nobody owns its partitions. And with another count it raises at
+    the table's first write, in the agent, and the record is lost to the mirror.
 
     Raises:
-        Misconfigured: A topic has another number.
+        Misconfigured: A topic has another number of partitions, or can't have our replication.
+        Denied: We may not create it.
+        Unavailable: The broker did not manage in time.
     """
+    partitions = settings.checkpoint_partitions
     admin = await _connect(settings)
     try:
-        topics = await admin.describe_topics(list(wanted))
+        async with asyncio.timeout(TOPICS_SECONDS_MAX):
+            while True:
+                # All of them: asking for one by name would create it, with the broker's own
+                # number of partitions, where brokers create topics by themselves.
+                topics = {topic["topic"]: topic for topic in await admin.describe_topics()}
+                for name in names:
+                    await _ensure_topic(admin, settings, name, topics.get(name))
+                if all(_is_whole(topics.get(name), partitions) for name in names):
+                    return
+                await asyncio.sleep(TOPICS_POLL_SECONDS)
+    except TimeoutError as error:
+        raise Unavailable(
+            f"Kafka did not have the topics {', '.join(names)} ready within "
+            f"{TOPICS_SECONDS_MAX:g} s"
+        ) from error
+    except KafkaError as error:
+        raise as_verity_error(error) from error
     finally:
         await admin.close()
-    for topic in topics:
-        name, found = topic["topic"], len(topic["partitions"])
-        if topic["error_code"] == 0 and found != wanted[name]:
+
+
+async def _ensure_topic(
+    admin: AIOKafkaAdminClient,
+    settings: StreamSettings,
+    name: str,
+    described: Mapping[str, Any] | None,
+) -> None:
+    partitions = settings.checkpoint_partitions
+    if described is None:
+        replication = settings.kafka.replication_factor
+        answer = await admin.create_topics(
+            [NewTopic(name, partitions, replication, topic_configs=CHECKPOINTS_CONFIG)]
+        )
+        ((_, failure, *_),) = answer.topic_errors
+        if failure == InvalidReplicationFactorError.errno:
             raise Misconfigured(
-                f"The topic {name} has {found} partitions, but VERITY_CHECKPOINT_PARTITIONS is "
-                f"{wanted[name]}. The number is fixed once the topic exists: set it to {found}, "
-                "or, with all workers stopped, delete the topic."
+                f"VERITY_KAFKA__REPLICATION_FACTOR is {replication}, more than there are brokers"
             )
+        if failure not in (0, TopicAlreadyExistsError.errno):
+            raise for_code(failure)(f"creating the topic {name}")
+    elif described["error_code"] == 0 and (found := len(described["partitions"])) != partitions:
+        raise Misconfigured(
+            f"The topic {name} has {found} partitions, but VERITY_CHECKPOINT_PARTITIONS is "
+            f"{partitions}. The number is fixed once the topic exists: set it to {found}, "
+            "or, with all workers stopped, delete the topic."
+        )
+
+
+def _is_whole(described: Mapping[str, Any] | None, partitions: int) -> bool:
+    """Whether every partition is there and has a leader."""
+    if described is None:
+        return False
+    leaders = [p["leader"] for p in described["partitions"] if p["error_code"] == 0]
+    return described["error_code"] == 0 and len(leaders) == partitions and min(leaders) >= 0
 
 
 async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:

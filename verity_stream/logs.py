@@ -38,10 +38,13 @@ def configure(settings: StreamSettings) -> None:
         cache_logger_on_first_use=True,
     )
     rendering: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if is_console
         else [
-            structlog.processors.dict_tracebacks,
+            # Without the frames' local variables: they hold credentials.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(),
         ]

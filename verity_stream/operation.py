@@ -52,6 +52,121 @@ class OperationStore:
             for row in rows
         }
 
+    async def set_paused(
+        self, connector_id: str, *, is_paused: bool, who: str, reason: str | None
+    ) -> bool:
+        """Pause or resume a connector, with an audit row; False if it was so already.
+
+        Workers act on it at their next look, within 2 seconds. `who` is what the caller says;
+        the database role, which it had to prove, is added.
+        """
+        async with (
+            database_errors("changing the controls"),
+            self._pool.acquire() as connection,
+            connection.transaction(),
+        ):
+            before = await self._lock_control(connection, connector_id=connector_id)
+            if before["paused"] == is_paused:
+                return False
+            await connection.execute(
+                "UPDATE connector_controls SET paused = $2 WHERE connector_id = $1",
+                connector_id,
+                is_paused,
+            )
+            await self._audit(
+                connection,
+                connector_id,
+                "pause" if is_paused else "resume",
+                who,
+                reason,
+                {"paused": not is_paused},
+                {"paused": is_paused},
+            )
+            return True
+
+    async def request_snapshot(
+        self, connector_id: str, *, who: str, reason: str | None
+    ) -> datetime:
+        """Ask for a permission snapshot as soon as the connector runs; returns when it was asked.
+
+        A snapshot that began before this does not count.
+        """
+        async with (
+            database_errors("asking for a snapshot"),
+            self._pool.acquire() as connection,
+            connection.transaction(),
+        ):
+            before = await self._lock_control(connection, connector_id=connector_id)
+            asked_at: datetime = await connection.fetchval(
+                "UPDATE connector_controls SET snapshot_requested_at = clock_timestamp() "
+                "WHERE connector_id = $1 RETURNING snapshot_requested_at",
+                connector_id,
+            )
+            last = before["snapshot_requested_at"]
+            await self._audit(
+                connection,
+                connector_id,
+                "snapshot",
+                who,
+                reason,
+                {"snapshot_requested_at": None if last is None else last.isoformat()},
+                {"snapshot_requested_at": asked_at.isoformat()},
+            )
+            return asked_at
+
+    async def overview(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the database knows of every connector: its status, its controls, its snapshot."""
+        async with database_errors("reading the connectors' states"):
+            rows = await self._pool.fetch(
+                """
+                SELECT connector_id, c.paused, c.snapshot_requested_at,
+                       t.platform, t.worker, t.state, t.state_since, t.last_success_at,
+                       t.last_event_at, t.next_try_at, t.last_error, t.event_count,
+                       t.repeat_count, t.dead_count, t.gap_count, t.reported_at,
+                       s.snapshot_id, s.started_at AS snapshot_started_at,
+                       s.ended_at AS snapshot_ended_at, s.is_complete AS snapshot_is_complete,
+                       s.grant_count AS snapshot_grant_count
+                FROM connector_status t
+                FULL JOIN connector_controls c USING (connector_id)
+                FULL JOIN connector_snapshots s USING (connector_id)
+                """
+            )
+        return {row["connector_id"]: dict(row) for row in rows}
+
+    @staticmethod
+    async def _lock_control(connection: Any, *, connector_id: str) -> Any:
+        """The controls of a connector as they are, held until the transaction ends."""
+        await connection.execute(
+            "INSERT INTO connector_controls (connector_id) VALUES ($1) ON CONFLICT DO NOTHING",
+            connector_id,
+        )
+        return await connection.fetchrow(
+            "SELECT * FROM connector_controls WHERE connector_id = $1 FOR UPDATE", connector_id
+        )
+
+    @staticmethod
+    async def _audit(
+        connection: Any,
+        connector_id: str,
+        action: str,
+        who: str,
+        reason: str | None,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+    ) -> None:
+        await connection.execute(
+            """
+            INSERT INTO connector_audit (connector_id, action, who, reason, before, after)
+            VALUES ($1, $2, $3::text || ' as ' || session_user, $4, $5, $6)
+            """,
+            connector_id,
+            action,
+            who,
+            reason,
+            before,
+            after,
+        )
+
     async def snapshot_taken(
         self, connector_id: str, result: SnapshotResult, ended_at: datetime
     ) -> None:

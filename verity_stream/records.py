@@ -190,10 +190,11 @@ def _dead_letter(
 ) -> DeadLetter:
     """Cut the data into parts that fit a record; `sha256` and `parts` prove a whole one."""
     digest = hashlib.sha256(data).hexdigest()
-    dead_id = f"{digest}:{reference or ''}"
-    headers = [("dead_id", _utf8(dead_id)), *origin.headers("dead_letter/1")]
+    # Cleaned, so that it reads back from the header as it is, and is never too long for one.
+    dead_id = f"{digest}:{_clean(reference or '')}"
+    headers = [("dead_id", dead_id.encode()), *origin.headers("dead_letter/1")]
     if event_id is not None:
-        headers.insert(0, ("event_id", _utf8(event_id)))
+        headers.insert(0, ("event_id", _clean(event_id).encode()))
     parts = max(1, -(-len(data) // part_bytes))
     records = []
     for part in range(parts):

@@ -292,7 +292,8 @@ class Relay:
             dead_event(origin, thing, reason, part_bytes) for thing, reason in page.unpublishable
         ]
         letters += [dead_record(origin, rejected, part_bytes) for rejected in page.rejected]
-        letters = [letter for letter in letters if letter.dead_id not in self._window]
+        by_id = {letter.dead_id: letter for letter in letters if letter.dead_id not in self._window}
+        letters = list(by_id.values())
         for letter in letters:
             records += letter.records
         records += [gap_record(origin, gap) for gap in page.gaps]

@@ -64,8 +64,8 @@ def after_failure(
     if isinstance(error, Fenced):
         return State.STOPPED, FENCED_RETRY
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
-        asked = timedelta(seconds=max(0.0, error.retry_after_seconds))
-        return State.BACKING_OFF, min(asked, RETRY_AFTER_MAX)
+        asked = min(max(0.0, error.retry_after_seconds), RETRY_AFTER_MAX.total_seconds())
+        return State.BACKING_OFF, timedelta(seconds=asked)
     doubled = min(timedelta(seconds=2 ** min(failures - 1, 20)), settings.backoff_max)
     return State.BACKING_OFF, doubled * (0.5 + jitter / 2)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import SettingsError
 
 from verity_common.config import VerityConfig
 from verity_sdk.connector_base import BaseConnector
@@ -95,6 +96,8 @@ def load_settings() -> StreamSettings:
         return StreamSettings()
     except ValidationError as error:
         raise Misconfigured("\n".join(_faults(error, "VERITY_", "__"))) from None
+    except SettingsError as error:
+        raise Misconfigured(f"VERITY_…: {error}") from None  # It names the field, not the value.
 
 
 class ConnectorOptions(BaseModel):

@@ -49,10 +49,11 @@ class Topics:
                 VERITY_CHECKPOINT_PARTITIONS, or the replication factor can't be met.
             Unavailable: The broker did not answer.
         """
+        names = set(names)
         if self._known.issuperset(names):
             return
         async with self._lock:
-            missing = sorted(set(names) - self._known)
+            missing = sorted(names - self._known)
             try:
                 await asyncio.wait_for(self._create(missing), ADMIN_SECONDS)
             except TimeoutError:

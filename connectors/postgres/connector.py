@@ -113,7 +113,9 @@ class PostgresConnector(PagedConnector):
         has_pgaudit = settings.statements == "pgaudit"
         if settings.statements == "auto":
             has_pgaudit = facts is not None and facts.has_pgaudit
-        own = (settings.user, settings.application_name) if settings.exclude_own else None
+        own = None
+        if facts is not None and settings.exclude_own:
+            own = (facts.user, settings.application_name)
         return Context(
             server=settings.server_name,
             system_identifier=settings.system_identifier
@@ -124,7 +126,7 @@ class PostgresConnector(PagedConnector):
             statement_bytes=settings.statement_bytes,
             databases=None if settings.databases is None else frozenset(settings.databases),
             exclude_users=frozenset(settings.exclude_users),
-            own=own if own and own[0] else None,  # type: ignore[arg-type]  # own[0] is a string
+            own=own,
             redact_passwords=settings.redact_passwords,
         )
 

@@ -83,7 +83,7 @@ class Place:
         return Place(
             file=name,
             newest_at=self.newest_at,
-            # Should the file only have been touched, it is done already and all of it is older.
+            # The server may have gone on in a file that was read before: its old lines are done.
             not_before=self.newest_at - LINE_ORDER_MARGIN
             if is_late and self.newest_at is not None
             else self.not_before,
@@ -147,26 +147,31 @@ def first_file(files: Sequence[LogFile], since: datetime) -> LogFile | None:
     return ordered[-1] if ordered else None
 
 
-def next_file(files: Sequence[LogFile], place: Place) -> LogFile | None:
-    """The file to read after the one at `place`, or None while that is the newest.
+def newer_file(files: Sequence[LogFile], place: Place) -> LogFile | None:
+    """The next file by name, or None while the one at `place` is the newest."""
+    highest = max(place.done_name, place.file)
+    newer = [file for file in files if file.name > highest]
+    return min(newer, key=lambda file: file.name, default=None)
 
-    A file that sorts before one already done but was written after the present one is a late
-    one (see above) and comes first.
+
+def perhaps_late_files(files: Sequence[LogFile], place: Place) -> Sequence[LogFile]:
+    """Files that sort before one already done but were written after the one at `place`.
+
+    Usually there are none. A file that was copied or touched is among them too, so only a look
+    at its last line tells; to leave the newest file for a touched one would lose the former's end.
     """
     highest = max(place.done_name, place.file)
     present = next((file for file in files if file.name == place.file), None)
+    if present is None:
+        return ()
     late = [
         file
         for file in files
-        if present is not None
-        and file.name < highest
+        if file.name < highest
         and file.name != place.file
         and file.modified_at > present.modified_at
     ]
-    if late:
-        return min(late, key=lambda file: (file.modified_at, file.name))
-    newer = [file for file in files if file.name > highest]
-    return min(newer, key=lambda file: file.name, default=None)
+    return sorted(late, key=lambda file: (file.modified_at, file.name))
 
 
 def is_chronological(log_filename: str) -> bool:

@@ -53,6 +53,11 @@ _DENIED = re.compile(
     re.DOTALL,
 )
 _DENIED_KINDS = {"FOREIGN-DATA WRAPPER": "FOREIGN DATA WRAPPER", "RELATION": "TABLE"}
+# Keys that are text where they are present; absent ones have no value.
+_TEXTS = (
+    *("timestamp", "user", "dbname", "session_id", "ps", "error_severity", "state_code"),
+    *("message", "detail", "application_name", "backend_type"),
+)
 _AUDIT = "AUDIT: "
 _AUDIT_FIELDS = 9
 _UTC_NAMES = frozenset({"UTC", "GMT", "Z", "UCT"})
@@ -145,6 +150,9 @@ def _record(line: bytes) -> dict[str, Any]:
         raise Malformed("not JSON") from error
     if not isinstance(record, dict):
         raise Malformed("JSON, but not an object")
+    for key in _TEXTS:
+        if not isinstance(record.get(key, ""), str):
+            raise Malformed(f"no text under `{key}`")
     return record
 
 
@@ -235,8 +243,6 @@ def _events(record: dict[str, Any], logged_at: datetime, context: Context) -> It
         raise Malformed("no number under `line_num`")
     line_id = f"pg:{context.system_identifier}:{session}:{number}"
     user, database = _text(record, "user"), record.get("dbname")
-    if database is not None and not isinstance(database, str):
-        raise Malformed("no text under `dbname`")
     raw = _redacted(record) if context.redact_passwords else record
     found = _bounded(found)
     for index, touch in enumerate(found.touches):
@@ -304,15 +310,8 @@ def _is_own(record: dict[str, Any], context: Context, operation: str) -> bool:
 
 def _found(record: dict[str, Any], context: Context) -> _Found | None:
     """What the line is about; None for a line without audit interest."""
-    severity, message = record.get("error_severity"), record.get("message")
-    if not isinstance(severity, str):
-        raise Malformed("no text under `error_severity`")
-    if not isinstance(message, str):
-        # elog without a text: nothing that this connector reads has none.
-        message = ""
-    if record.get("backend_type") not in SESSION_BACKENDS or not isinstance(
-        record.get("user"), str
-    ):
+    severity, message = _text(record, "error_severity"), record.get("message", "")
+    if record.get("backend_type") not in SESSION_BACKENDS or "user" not in record:
         return None
     if severity in {"ERROR", "FATAL", "PANIC"}:
         return _failure(record, severity, message)

@@ -29,6 +29,7 @@ SELECT pg_catalog.current_setting('server_version_num')::int AS version,
        pg_catalog.current_setting('logging_collector') AS logging_collector,
        pg_catalog.current_setting('log_timezone') AS log_timezone,
        pg_catalog.current_setting('lc_messages') AS lc_messages,
+       session_user::text AS session_user_name,
        pg_catalog.current_setting('pgaudit.log_catalog', true) IS NOT NULL AS has_pgaudit
 """
 VERSION_SQL = "SELECT pg_catalog.current_setting('server_version_num')::int"
@@ -45,12 +46,14 @@ class Facts:
         log_timezone: The zone of the log's times.
         has_pgaudit: Whether pgaudit is loaded.
         system_identifier: The cluster's identity, or None where it may not be asked.
+        user: The role that the connection logged in as.
     """
 
     version: int
     log_timezone: str
     has_pgaudit: bool
     system_identifier: str | None
+    user: str
 
 
 class Server:
@@ -118,6 +121,7 @@ class Server:
             log_timezone=row["log_timezone"],
             has_pgaudit=row["has_pgaudit"],
             system_identifier=await self._system_identifier(),
+            user=row["session_user_name"],
         )
 
     async def check_reader(self) -> None:

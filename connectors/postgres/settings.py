@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -151,14 +151,6 @@ class Settings(BaseModel):
             return self.server
         parts = urlsplit(self.dsn.get_secret_value())
         return f"{parts.hostname}:{parts.port or DEFAULT_PORT}"
-
-    @property
-    def user(self) -> str | None:
-        """The role that the DSN logs in with, if it names one."""
-        if self.dsn is None:
-            return None
-        name = urlsplit(self.dsn.get_secret_value()).username
-        return unquote(name) if name else None
 
     @property
     def application_name(self) -> str:

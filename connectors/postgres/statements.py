@@ -30,7 +30,7 @@ MULTI_STATEMENT_MAX = 1000
 CACHED_STATEMENT_BYTES = 4096
 # Ordinary statements need about one step a token; nested ARRAY[…] needs 2^depth (sqlglot 30.30,
 # measured 2026-11-24), which one statement of 100 bytes turns into minutes.
-STEPS_PER_TOKEN = 20
+STEPS_PER_TOKEN = 5
 STEPS_BASE = 2000
 
 
@@ -473,6 +473,7 @@ def _query(part: list[Token], sql: str) -> Iterable[Touch]:
 
 def _tree(tree: exp.Expression) -> Iterator[Touch]:
     targets: dict[int, str] = {}
+    scopes = _Scopes()
     is_empty = True
     for node in tree.walk():
         if isinstance(node, exp.Insert | exp.Update | exp.Delete | exp.Merge):
@@ -488,7 +489,7 @@ def _tree(tree: exp.Expression) -> Iterator[Touch]:
                 targets[id(target)] = "DDL.SELECT INTO"
     for table in tree.find_all(exp.Table):
         operation = targets.get(id(table))
-        if operation is None and (not _is_relation(table) or _is_cte(table)):
+        if operation is None and (not _is_relation(table) or scopes.has(table)):
             continue
         is_empty = False
         yield Touch(operation or "READ.SELECT", "TABLE", _table_name(table))
@@ -514,37 +515,49 @@ def _table_name(table: exp.Table) -> str:
     )
 
 
-def _is_cte(table: exp.Table) -> bool:
-    """Whether an unqualified name means a common table expression that is in scope there.
+class _Scopes:
+    """Which names mean a common table expression where a table is named.
 
     Inside a WITH without RECURSIVE an expression sees those before it, not itself: in
     `WITH a AS (SELECT * FROM a) …` the inner `a` is the table.
     """
-    if len(table.parts) != 1:
-        return False
-    name = folded(table.name, is_quoted=bool(table.this.args.get("quoted")))
-    inside: exp.Expression | None = None  # the CTE on the way up, if the table is within one
-    node: Any = table
-    while node is not None:
-        if isinstance(node, exp.CTE):
-            inside = node
-        elif isinstance(node, exp.With):
-            visible: list[exp.Expression] = []
-            for cte in node.expressions:
-                if cte is inside and not node.args.get("recursive"):
-                    break
-                visible.append(cte)
-            if name in map(_cte_name, visible):
-                return True
-        else:
+
+    def __init__(self) -> None:
+        # By the id of a WITH: the place of each name in it, and of each expression's id. Looked up,
+        # not searched: a statement may hold thousands of both.
+        self._withs: dict[int, tuple[dict[str, int], dict[int, int]]] = {}
+
+    def has(self, table: exp.Table) -> bool:
+        """Whether the table's name is that of an expression in scope."""
+        if len(table.parts) != 1:
+            return False
+        name = folded(table.name, is_quoted=bool(table.this.args.get("quoted")))
+        child: Any = table
+        node: Any = table.parent
+        while node is not None:
+            if isinstance(node, exp.With):
+                places, order = self._with(node)
+                limit = len(order) if node.args.get("recursive") else order.get(id(child), 0)
+                if places.get(name, limit) < limit:
+                    return True
+                # Its statement would look at the same WITH again, from outside.
+                child, node = node.parent, node.parent.parent if node.parent else None
+                continue
             with_ = node.args.get("with_") or node.args.get("with")
-            is_body = isinstance(with_, exp.With) and inside not in with_.expressions
-            if is_body and name in map(_cte_name, with_.expressions):
+            if isinstance(with_, exp.With) and name in self._with(with_)[0]:
                 return True
-            if not isinstance(node, exp.TableAlias):
-                inside = inside if isinstance(node.parent, exp.CTE | exp.With) else None
-        node = node.parent
-    return False
+            child, node = node, node.parent
+        return False
+
+    def _with(self, node: exp.With) -> tuple[dict[str, int], dict[int, int]]:
+        known = self._withs.get(id(node))
+        if known is None:
+            places: dict[str, int] = {}
+            for place, cte in enumerate(node.expressions):
+                places.setdefault(_cte_name(cte), place)
+            order = {id(cte): place for place, cte in enumerate(node.expressions)}
+            known = self._withs[id(node)] = (places, order)
+        return known
 
 
 def _cte_name(cte: exp.Expression) -> str:

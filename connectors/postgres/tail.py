@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from connectors.postgres.files import LINE_ORDER_MARGIN, LogFile, Place, first_file, next_file
+from connectors.postgres.files import (
+    LINE_ORDER_MARGIN,
+    LogFile,
+    Place,
+    first_file,
+    newer_file,
+    perhaps_late_files,
+)
 from connectors.postgres.log_lines import split_lines
 from verity_sdk.pages import Gap, RejectedRecord
 
@@ -102,9 +109,9 @@ class Tail:
                 # The order is what makes caught_up_at true: first the time, then the list, then
                 # the read. What was logged before `now` is in a file that was listed, and the
                 # present file is not written any more once the list shows a newer one.
-                now = await self.reader.now()
-                files = await self.reader.list_files()
                 data = await self._read(place, buffer)
+                files = await self.reader.list_files()
+                now = await self.reader.now()
             if data:
                 buffer += data
                 for portion in self._portions(place, buffer):
@@ -113,7 +120,7 @@ class Tail:
                     buffer = buffer[portion.end.offset - place.offset :]
                     place = portion.end
                 continue
-            following = next_file(files, place)
+            following = await self._late_file(files, place) or newer_file(files, place)
             is_gone = data is None or all(file.name != place.file for file in files)
             if following is None:
                 # A line that is not written to its end yet was perhaps logged before `now`.
@@ -131,6 +138,17 @@ class Tail:
                 yield Portion(place, after, rejected=rejected, gaps=tuple(gaps))
                 gaps = []
             place, buffer = after, b""
+
+    async def _late_file(self, files: Sequence[LogFile], place: Place) -> LogFile | None:
+        """The first file whose last line is newer than all that was read, whatever its name."""
+        for file in perhaps_late_files(files, place):
+            start = max(0, file.size - PEEK_BYTES)
+            data = await self.reader.read(file.name, start, PEEK_BYTES)
+            lines, _ = split_lines(data or b"")
+            last_at = self.time_of_line(lines[-1]) if lines else None
+            if last_at is not None and place.newest_at is not None and last_at > place.newest_at:
+                return file
+        return None
 
     async def _read(self, place: Place, buffer: bytes) -> bytes | None:
         return await self.reader.read(place.file, place.offset + len(buffer), self.page_bytes)

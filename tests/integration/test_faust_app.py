@@ -103,8 +103,12 @@ app = faust_app.create_worker_app(
 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """A broker of this module's own: it is stopped and continued, and the topic's name is fixed."""
-    server = KafkaServer(tmp_path_factory.mktemp("kafka"), 0, {})
+    """A broker of this module's own: it is stopped and continued, and the topic's name is fixed.
+
+    It creates topics by itself, as many do: with one partition, if we leave it to that.
+    """
+    settings = {"auto.create.topics.enable": "true"}
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"), 0, settings)
     server.start()
     yield server
     server.kill()

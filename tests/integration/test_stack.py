@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from stack_fixtures import StackFactory
 
 from verity_stream.cli.dev import NOT_RUNNING, dev
-from verity_stream.stack import Stack, StackError
+from verity_stream.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Stack, StackError
 from verity_stream.stack.jars import cache_directory, load_lock
 from verity_stream.stack.server import free_port, port_is_taken, wait_until
 
@@ -55,7 +55,10 @@ async def test_each_test_gets_an_empty_database_of_its_own(database: str, dsn: s
     assert await fetch_value(dsn, "SELECT to_regclass('only_here')") is None
 
 
-async def test_reads_and_logins_are_in_the_audit_log(stack: Stack, dsn: str) -> None:
+async def test_reads_and_logins_are_in_the_audit_log(make_stack: StackFactory) -> None:
+    stack = make_stack()
+    stack.postgres.start()
+    dsn = stack.postgres.address
     await execute(dsn, "SELECT 'a read that must be seen'")
     with pytest.raises(asyncpg.InvalidPasswordError):
         await asyncpg.connect(dsn.replace(":verity@", ":wrong@"), timeout=5)
@@ -87,7 +90,7 @@ async def test_kafka_creates_no_topic_by_itself(bootstrap_servers: str) -> None:
 def test_command_line_from_up_to_wipe(tmp_path: Path) -> None:
     """up, up again, status, logs, down, down again, status, wipe; exit codes included."""
     directory = tmp_path / "stack"
-    runner = CliRunner(env={"VERITY_KAFKA__BOOTSTRAP_SERVERS": "", "VERITY_DATABASE__DSN": ""})
+    runner = CliRunner(env={KAFKA_VARIABLE: "", DATABASE_VARIABLE: ""})
 
     def verity_dev(command: str, *arguments: str, expected_code: int = 0) -> str:
         result = runner.invoke(dev, [command, *arguments, "--dir", str(directory)])
@@ -125,6 +128,16 @@ def test_command_line_from_up_to_wipe(tmp_path: Path) -> None:
         assert not any(Path(server["data_dir"]).exists() for server in first)
     finally:
         Stack(directory).down(wipe=True)
+
+
+def test_external_servers_are_named_and_nothing_is_started(tmp_path: Path) -> None:
+    external = {KAFKA_VARIABLE: "kafka.example:9092", DATABASE_VARIABLE: "postgresql://u:p@db/d"}
+    runner = CliRunner(env=external)
+    for command in ("up", "status"):
+        result = runner.invoke(dev, [command, "--dir", str(tmp_path / "stack")])
+        assert result.exit_code == 0, result.output
+        assert "u:p" not in result.output, "that password is not ours to print"
+    assert_nothing_runs(Stack(tmp_path / "stack"))
 
 
 async def test_killed_servers_return_to_their_ports_with_their_data(
@@ -204,6 +217,7 @@ def test_interrupted_start_leaves_no_orphan(tmp_path: Path) -> None:
             *(sys.executable, "-c", "from verity_stream.cli.dev import dev; dev()"),
             *("up", "--dir", str(directory), "--kafka-port", "0", "--postgres-port", "0"),
         ],
+        env={**os.environ, KAFKA_VARIABLE: "", DATABASE_VARIABLE: ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

@@ -101,6 +101,9 @@ def status(context: click.Context, directory: Path, as_json: bool) -> None:
         click.echo(json.dumps([dataclasses.asdict(found) for found in servers], indent=2))
     else:
         for found in servers:
+            if found.state == "external":
+                click.echo(f"{found.name:<9} external, as the environment says")
+                continue
             click.echo(f"{found.name:<9} {found.version:<6} {found.state}")
             if found.pid:
                 click.echo(f"          address  {found.address}\n          pid      {found.pid}")

@@ -38,12 +38,17 @@ class SequenceSettings(BaseModel, extra="forbid"):
     page: int = 50
     page_seconds: float = 0.0
     overlap: int = 0
+    late: float = 0.0
     seed: int = 1
     denied_scopes: list[str] = []
 
 
-def sequence(platform: str, count: int, seed: int = 1) -> list[RawEvent]:
-    """The events of the source, in the order of delivery; groups of up to 4 share a time."""
+def sequence(platform: str, count: int, seed: int = 1, late: float = 0.0) -> list[RawEvent]:
+    """The events of the source, in the order of delivery; groups of up to 4 share a time.
+
+    Args:
+        late: The share of events that occurred up to a minute before those delivered before them.
+    """
     numbers = random.Random(seed)
     events = []
     at = STARTED_AT
@@ -55,7 +60,9 @@ def sequence(platform: str, count: int, seed: int = 1) -> list[RawEvent]:
                 RawEvent(
                     platform=platform,
                     event_id=f"{platform}:{number:06}",
-                    occurred_at=at,
+                    occurred_at=at - timedelta(seconds=numbers.randint(1, 60))
+                    if numbers.random() < late
+                    else at,
                     principal_ref=f"user{numbers.randint(0, 40)}",
                     asset_ref=f"table{numbers.randint(0, 9)}",
                     operation="SELECT",
@@ -70,7 +77,7 @@ class _Sequence:
     config: SequenceSettings
 
     def _events(self) -> list[RawEvent]:
-        return sequence(self.config.platform, self.config.count, self.config.seed)
+        return sequence(self.config.platform, self.config.count, self.config.seed, self.config.late)
 
     async def snapshot_permissions(self) -> AsyncIterator[PermissionSnapshot | SnapshotGap]:
         for number in range(5):

@@ -1,0 +1,845 @@
+"""The relay under every schedule of failures, against Kafka and Postgres in memory.
+
+The laws, whatever fails and wherever:
+
+1. Nothing is lost: every event that the source serves is in the topic.
+2. Nothing is repeated: it is there once.
+3. Versions in the topic ascend strictly.
+4. At the end Postgres says what the topic says.
+5. Postgres is never ahead of the topic by more than an operator's edits.
+6. A relay that was fenced publishes nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog
+from faults.memory import (
+    CONNECTOR,
+    NOW,
+    PLATFORM,
+    Broker,
+    CursorSource,
+    Effect,
+    MemoryCheckpoints,
+    MemoryPublisher,
+    MemoryReader,
+    PlainConnector,
+    Platform,
+    Script,
+    cancel_here,
+    event,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verity_sdk.chunks import Limits
+from verity_sdk.errors import Fenced, Misconfigured, Unavailable
+from verity_sdk.pages import Gap, RejectedRecord
+from verity_stream import relay as relay_module
+from verity_stream.checkpoints import Persisted, Start
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    Checkpoint,
+    Offsets,
+    Record,
+    dead_topic,
+    decode_checkpoint,
+    raw_topic,
+)
+from verity_stream.relay import Relay
+from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.source import PlainSource, RelayPage
+from verity_stream.status import State, Status
+
+LOOKBACK = timedelta(seconds=60)
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+RESTARTS_MAX = 12
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    """Thousands of lives of a relay say nothing that a failing assertion does not say better."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+def deliveries() -> list[list[Any]]:
+    """Ties, a repeat within a pass, and later passes with late events."""
+    first = [event(n, seconds) for n, seconds in enumerate([1, 2, 2, 2, 3, 5, 5, 9])]
+    second = [event(20, 9), event(21, 2.5), event(22, 12), event(3, 2)]
+    third = [event(30, 13), event(31, 13), event(32, 8)]
+    return [first, second, third]
+
+
+class WatchedStatus(Status):
+    """Calls back whenever a pass ended."""
+
+    __slots__ = ("on_caught_up",)
+    on_caught_up: Callable[[], None]
+
+    def enter(self, state: State, **details: Any) -> None:
+        Status.enter(self, state, **details)
+        if state is State.CAUGHT_UP:
+            self.on_caught_up()
+
+
+@dataclass
+class World:
+    """What outlives a relay; and one kind of source for all its relays."""
+
+    kind: str
+    platform: Platform = field(default_factory=lambda: Platform(deliveries()))
+    broker: Broker = field(default_factory=Broker)
+    store: MemoryCheckpoints = field(default_factory=MemoryCheckpoints)
+    relay_class: type[Relay] = Relay
+    publisher_class: type[MemoryPublisher] = MemoryPublisher
+    transactional_id: str = CONNECTOR
+
+    def __post_init__(self) -> None:
+        self.settings = StreamSettings(database_behind="kafka_wins")
+        options = ConnectorOptions(type="memory", poll_every=0.001, lookback=LOOKBACK)
+        self.spec = ConnectorSpec(CONNECTOR, PlainConnector, PLATFORM, {}, options)
+
+    def source(self, script: Script) -> Any:
+        if self.kind == "cursor":
+            return CursorSource(self.platform, script)
+        connector = PlainConnector(self.platform, script, is_closed=self.kind == "closed")
+        return PlainSource(connector, LOOKBACK, Limits(3, timedelta(hours=1)), lambda: NOW)
+
+    def relay(self, script: Script, transactional_id: str | None = None) -> Relay:
+        """A relay that halts after a pass in which everything could be read."""
+        status = WatchedStatus(CONNECTOR, PLATFORM)
+
+        async def ensure_topics(_: Iterable[str]) -> None:
+            async with script.effect("ensure_topics"):
+                pass
+
+        relay = self.relay_class(
+            self.spec,
+            self.settings,
+            self.source(script),
+            self.publisher_class(self.broker, script, transactional_id or self.transactional_id),
+            self.store.scripted(script),
+            MemoryReader(self.broker, script),
+            ensure_topics,
+            status,
+            lambda: NOW,
+        )
+        status.on_caught_up = lambda: relay.halt() if self.platform.is_all_served else None
+        return relay
+
+    async def run(self, script: Script | None = None) -> BaseException | None:
+        """One life of a relay, in a task of its own; how it ended."""
+        task = asyncio.create_task(self.relay(script or Script()).run())
+        await asyncio.wait({task}, timeout=10)
+        assert task.done(), "a relay hangs"
+        return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+    async def run_until_done(self, *scripts: Script) -> None:
+        """Relay after relay, each with the next script, until one ends by itself."""
+        for number in range(RESTARTS_MAX):
+            ended = await self.run(scripts[number] if number < len(scripts) else None)
+            if ended is None:
+                return
+            if not isinstance(ended, Unavailable | asyncio.CancelledError):
+                raise ended
+        raise AssertionError("it never finishes")
+
+    def published_ids(self) -> list[str]:
+        return [
+            dict(record.headers)["event_id"].decode()
+            for record in self.broker.committed(raw_topic(PLATFORM))
+        ]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        return [decode_checkpoint(one.value) for one in self.broker.committed(CHECKPOINTS_TOPIC)]
+
+    def check(self, *, are_repeats_allowed: bool = False) -> None:
+        """The laws 1 to 4."""
+        counts = Counter(self.published_ids())
+        assert self.platform.ids - counts.keys() == set(), "lost"
+        if not are_repeats_allowed:
+            assert {one: n for one, n in counts.items() if n > 1} == {}, "repeated"
+        versions = [one.version for one in self.checkpoints()]
+        assert versions == sorted(set(versions)), "versions ascend"
+        assert self.store.rows[CONNECTOR].position == self.checkpoints()[-1].position
+
+    def check_order(self) -> None:
+        """Law 5; at any moment."""
+        row = self.store.rows.get(CONNECTOR)
+        newest = self.checkpoints()[-1].version if self.checkpoints() else 0
+        assert row is None or row.version <= newest, "the checkpoint runs ahead of the events"
+
+
+KINDS = ["cursor", "closed", "after"]
+FAULTS = {
+    "error": None,
+    "cancellation": cancel_here,
+}
+
+
+async def fail_here() -> None:
+    raise Unavailable("injected")
+
+
+FAULTS["error"] = fail_here
+
+
+def script_that(world: World, fault: str, at: Effect) -> Script:
+    async def hook(effect: Effect) -> None:
+        world.check_order()
+        if effect == at:
+            await FAULTS[fault]()
+
+    return Script(hook)
+
+
+async def effects_of(make: Callable[[], World]) -> list[Effect]:
+    """Every point that a relay passes when nothing fails."""
+    script = Script()
+    await make().run_until_done(script)
+    return script.passed
+
+
+async def sweep(make: Callable[[], World], fault: str) -> int:
+    """Fail at every point in turn, restart until done, and check the laws."""
+    effects = await effects_of(make)
+    for effect in effects:
+        world = make()
+        try:
+            await world.run_until_done(script_that(world, fault, effect))
+            world.check()
+        except AssertionError as error:
+            raise AssertionError(f"{fault} {effect}: {error}") from error
+    return len(effects)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_whatever_fails_nothing_is_lost_and_nothing_repeated(kind: str, fault: str) -> None:
+    assert await sweep(lambda: World(kind), fault) > 50
+
+
+async def test_the_sweep_passes_every_effect() -> None:
+    """Names of effects that are gone would make the sweep prove nothing."""
+    world = World("cursor")
+    first, second = Script(), Script()
+    await world.run_until_done(first)
+    world.platform.passes = 0
+    await world.run_until_done(second)
+    assert {effect.name for effect in [*first.passed, *second.passed]} == {
+        *("claim", "publisher.start", "load", "last_checkpoint", "published_ids"),
+        *("fetch", "ensure_topics", "append", "seal", "commit", "persist", "close"),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_failure_during_the_repair_of_another(kind: str) -> None:
+    """Crash between commit and persist, then again at every point of the repairing start."""
+    at = Effect("commit", 2, "after")
+    again = [
+        Effect(name, 1, when)
+        for name in ("claim", "publisher.start", "load", "last_checkpoint", "published_ids")
+        for when in ("before", "after")
+    ] + [
+        Effect("persist", 1, "before"),
+        Effect("persist", 1, "after"),
+        Effect("commit", 1, "after"),
+    ]
+    for fault in FAULTS:
+        for effect in again:
+            world = World(kind)
+            await world.run_until_done(
+                script_that(world, "cancellation", at), script_that(world, fault, effect)
+            )
+            world.check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    faults=st.lists(
+        st.tuples(st.integers(0, 90), st.sampled_from(sorted(FAULTS))), max_size=RESTARTS_MAX - 2
+    ),
+    times=st.lists(
+        st.lists(st.tuples(st.integers(0, 30), st.integers(0, 20)), max_size=9),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_any_schedule_of_failures(
+    kind: str, faults: list[tuple[int, str]], times: list[list[tuple[int, int]]]
+) -> None:
+    # An id has one time, whenever it is delivered: what differs is another event.
+    known: dict[int, int] = {}
+    platform = [
+        [event(number, known.setdefault(number, seconds)) for number, seconds in delivery]
+        for delivery in times
+    ]
+
+    def script(world: World, position: int, fault: str) -> Script:
+        async def hook(effect: Effect) -> None:
+            world.check_order()
+            if len(made.passed) == position + 1:
+                await FAULTS[fault]()
+
+        made = Script(hook)
+        return made
+
+    async def scenario() -> None:
+        world = World(kind, Platform(platform))
+        await world.run_until_done(*[script(world, *fault) for fault in faults])
+        counts = Counter(world.published_ids())
+        assert counts == dict.fromkeys(world.platform.ids, 1)
+        versions = [one.version for one in world.checkpoints()]
+        assert versions == sorted(set(versions))
+        if versions:
+            assert world.store.rows[CONNECTOR].position == world.checkpoints()[-1].position
+
+    asyncio.run(scenario())
+
+
+# Zombies
+
+
+class Pause:
+    """Holds a relay at one point until it is let go."""
+
+    def __init__(self, at: Effect) -> None:
+        self.reached, self.let_go = asyncio.Event(), asyncio.Event()
+        self._at = at
+        self.script = Script(self._hook)
+
+    async def _hook(self, effect: Effect) -> None:
+        if effect == self._at:
+            self.reached.set()
+            await self.let_go.wait()
+
+
+PAGE_EFFECTS = ("append", "seal", "commit", "persist")
+
+
+async def zombie_sweep(make: Callable[[], World]) -> None:
+    """Pause a relay at every point, let another take over and finish, let the first go on."""
+    for effect in await effects_of(make):
+        if effect == Effect("claim", 1, "before"):
+            continue  # It has claimed nothing yet: it is no zombie but the next relay.
+        world = make()
+        pause = Pause(effect)
+        zombie = asyncio.create_task(world.relay(pause.script).run())
+        try:
+            await asyncio.wait_for(pause.reached.wait(), 5)
+            await world.run_until_done()
+            seen_by_consumers = len(world.broker.commits)
+            stored = world.store.rows[CONNECTOR]
+            pause.let_go.set()
+            await asyncio.wait({zombie}, timeout=5)
+            assert zombie.done()
+            assert len(world.broker.commits) == seen_by_consumers, "the zombie published"
+            assert world.store.rows[CONNECTOR] == stored, "the zombie wrote to Postgres"
+            went_on = pause.script.passed[pause.script.passed.index(effect) :]
+            is_in_page = any(one.name in PAGE_EFFECTS for one in went_on[1:])
+            assert isinstance(zombie.exception(), Fenced if is_in_page else Fenced | None)
+            world.check()
+        except AssertionError as error:
+            raise AssertionError(f"zombie {effect}: {error}") from error
+        finally:
+            zombie.cancel()
+            await asyncio.wait({zombie})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_zombie_publishes_nothing_wherever_it_froze(kind: str) -> None:
+    await zombie_sweep(lambda: World(kind))
+
+
+async def swapped_start(world: World) -> None:
+    """Claim in one order, fence in the other: the relay that claimed first fences last.
+
+    Both find an edit that has to be published at once.
+    """
+    await world.run_until_done()
+    world.store.edit(CONNECTOR, BEGINNING)
+    commits = len(world.broker.commits)
+    older = Pause(Effect("claim", 1, "after"))
+    newer = Pause(Effect("publisher.start", 1, "after"))
+    first = asyncio.create_task(world.relay(older.script).run())
+    await older.reached.wait()
+    second = asyncio.create_task(world.relay(newer.script).run())
+    await newer.reached.wait()
+    older.let_go.set()
+    await asyncio.wait({first}, timeout=5)
+    newer.let_go.set()
+    await asyncio.wait({second}, timeout=5)
+    assert isinstance(first.exception(), Fenced)
+    # The newer one lost its producer to the older; that is no fencing, so it is tried again.
+    assert isinstance(second.exception(), Unavailable)
+    assert len(world.broker.commits) == commits, "the older published after the newer's claim"
+    await world.run_until_done()
+    world.check(are_repeats_allowed=True)
+
+
+async def test_claims_and_fencing_in_opposite_orders() -> None:
+    await swapped_start(World("cursor"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedule=st.lists(st.booleans(), max_size=150))
+def test_two_relays_in_any_interleaving(schedule: list[bool]) -> None:
+    """Two relays step by step in any order, and a third at the end: the laws hold throughout."""
+
+    async def scenario() -> None:
+        world = World("cursor")
+        turns: list[asyncio.Queue[None]] = [asyncio.Queue(), asyncio.Queue()]
+
+        def relay(number: int) -> asyncio.Task[None]:
+            async def hook(_: Effect) -> None:
+                world.check_order()
+                await turns[number].get()
+
+            return asyncio.create_task(world.relay(Script(hook)).run())
+
+        tasks = [relay(0), relay(1)]
+        for is_second in [*schedule, *[False, True] * 300]:
+            if all(task.done() for task in tasks):
+                break
+            turns[is_second].put_nowait(None)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        await asyncio.wait(tasks, timeout=10)
+        for task in tasks:
+            assert isinstance(task.exception(), Fenced | Unavailable | None)
+        await world.run_until_done()
+        world.check()
+
+    asyncio.run(scenario())
+
+
+class NoFencing(MemoryPublisher):
+    """`at_least_once`: every relay has a producer of its own, no transaction protects the page."""
+
+    count = 0
+
+    def __init__(self, broker: Broker, script: Script, transactional_id: str) -> None:
+        NoFencing.count += 1
+        super().__init__(broker, script, f"{transactional_id}-{NoFencing.count}")
+
+
+async def unfenced_zombie(world: World) -> None:
+    """Without transactions only the epoch stops a zombie: after the page in hand."""
+    pause = Pause(Effect("persist", 2, "before"))
+    zombie = asyncio.create_task(world.relay(pause.script).run())
+    await pause.reached.wait()
+    commits = len(world.broker.commits)
+    # Another relay has claimed, and got no further yet.
+    world.store.claim(CONNECTOR)
+    pause.let_go.set()
+    await asyncio.wait({zombie}, timeout=5)
+    assert isinstance(zombie.exception(), Fenced), "only its producer would have stopped it"
+    assert len(world.broker.commits) == commits, "it went on after the claim"
+    assert world.store.rows[CONNECTOR].version == 1
+
+
+async def test_at_least_once_a_zombie_stops_at_the_epoch() -> None:
+    await unfenced_zombie(World("cursor", publisher_class=NoFencing))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_at_least_once_loses_nothing(fault: str) -> None:
+    for effect in await effects_of(lambda: World("cursor", publisher_class=NonAtomic)):
+        world = World("cursor", publisher_class=NonAtomic)
+        await world.run_until_done(script_that(world, fault, effect))
+        world.check(are_repeats_allowed=True)
+
+
+# Operators
+
+
+async def edit_sweep(make: Callable[[], World]) -> None:
+    """Rewind to the beginning at every point of a relay's life."""
+    for effect in await effects_of(make):
+        if effect == Effect("claim", 1, "before") or effect.name == "close":
+            continue  # No row yet, or too late for this relay.
+        world = make()
+        edited: list[int] = []
+
+        async def hook(
+            passed: Effect,
+            effect: Effect = effect,
+            world: World = world,
+            edited: list[int] = edited,
+        ) -> None:
+            if passed == effect:
+                world.store.edit(CONNECTOR, BEGINNING)
+                edited.append(len(world.broker.commits))
+
+        try:
+            await world.run_until_done(Script(hook))
+            await world.run_until_done()
+            world.check(are_repeats_allowed=True)
+            # At most the page in hand comes out before the edited position does.
+            after = world.broker.commits[edited[0] :]
+            positions = [
+                decode_checkpoint(record.value)
+                for commit in after
+                for record in commit
+                if record.topic == CHECKPOINTS_TOPIC
+            ]
+            is_edit = [
+                (one.last_ts, one.cursor, one.seen) == (BEGINNING, None, None) for one in positions
+            ]
+            assert any(is_edit[:2]), "the edit did not win within one page"
+            replayed = Counter(
+                dict(record.headers)["event_id"].decode()
+                for commit in after[is_edit.index(True) :]
+                for record in commit
+                if record.topic == raw_topic(PLATFORM)
+            )
+            assert replayed == dict.fromkeys(world.platform.ids, 1), "the replay is exactly once"
+        except AssertionError as error:
+            raise AssertionError(f"edit {effect}: {error}") from error
+
+
+@pytest.mark.parametrize("kind", ["cursor", "closed"])
+async def test_an_operators_edit_wins_within_one_page(kind: str) -> None:
+    await edit_sweep(lambda: World(kind))
+
+
+async def test_an_edit_while_the_connector_stands_still_wins_at_the_next_start() -> None:
+    """… also over the page that only the topic knows of: both have the same version then."""
+    world = World("cursor")
+    await world.run(script_that(world, "cancellation", Effect("commit", 2, "after")))
+    assert world.store.rows[CONNECTOR].version == 1
+    edited = world.store.edit(CONNECTOR, BEGINNING)
+    assert edited.version == world.checkpoints()[-1].version == 2
+    await world.run_until_done()
+    assert [one.last_ts for one in world.checkpoints() if one.version == 3] == [BEGINNING]
+    world.check(are_repeats_allowed=True)
+
+
+@pytest.mark.xfail(strict=True, reason="Relay.run waits poll_every before it follows an edit")
+async def test_after_an_edit_the_next_pass_begins_at_once() -> None:
+    """A rewind of a connector that is polled daily must not wait a day, shown as caught up."""
+    world = World("cursor")
+    options = world.spec.options.model_copy(update={"poll_every": timedelta(days=1)})
+    world.spec = replace(world.spec, options=options)
+    world.platform.passes = 2  # Everything is readable in the first pass.
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("persist", 2, "before"):
+            world.store.edit(CONNECTOR, BEGINNING)
+
+    task = asyncio.create_task(world.relay(Script(hook)).run())
+    for _ in range(2000):
+        await asyncio.sleep(0)
+    passes = world.platform.passes
+    task.cancel()
+    await asyncio.wait({task})
+    assert passes == 4
+
+
+async def test_a_deleted_row_fences_and_the_topic_restores_it() -> None:
+    world = World("cursor")
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("persist", 3, "before"):
+            del world.store.rows[CONNECTOR]
+
+    assert isinstance(await world.run(Script(hook)), Fenced)
+    await world.run_until_done()
+    world.check()
+
+
+# A database that is behind
+
+
+async def behind(policy: str) -> World:
+    world = World("cursor")
+    await world.run_until_done()
+    world.store.rows[CONNECTOR] = replace(
+        world.store.rows[CONNECTOR], version=1, last_ts=BEGINNING, cursor=None
+    )
+    world.settings = StreamSettings(database_behind=policy)
+    return world
+
+
+async def test_a_restored_backup_follows_the_topic() -> None:
+    world = await behind("kafka_wins")
+    await world.run_until_done()
+    world.check()
+
+
+async def test_a_restored_backup_blocks_where_the_operator_wants_to_decide() -> None:
+    world = await behind("stop")
+    with pytest.raises(Misconfigured, match="VERITY_DATABASE_BEHIND"):
+        await world.run_until_done()
+    assert world.store.rows[CONNECTOR].version == 1
+
+
+# What is no event
+
+
+@dataclass
+class PagesSource:
+    """A `Source` of given pages, from the start at every pass."""
+
+    given: list[RelayPage]
+
+    async def pages(self, checkpoint: Checkpoint) -> Any:
+        for page in self.given:
+            yield page
+
+
+async def run_pages(world: World, *pages: RelayPage) -> None:
+    """One relay over these pages."""
+    world.platform = Platform([[]], passes=1)
+    world.source = lambda script: PagesSource(list(pages))  # type: ignore[method-assign]
+    await world.run_until_done()
+
+
+def page(*events: Any, last_ts: datetime = BEGINNING, **fields: Any) -> RelayPage:
+    return RelayPage(events, last_ts, **fields)
+
+
+async def test_dead_letters_and_gaps_stand_in_the_page_and_come_once() -> None:
+    world = World("cursor")
+    rejected = RejectedRecord(b"\xff{", "not JSON", "file:7")
+    gap = Gap(None, BEGINNING, "signIns", "past retention")
+    first = page(
+        event(1, 1), event(2, 1, raw_payload={"x": object}), rejected=[rejected], gaps=[gap]
+    )
+    await run_pages(world, first)
+    await run_pages(world, page(event(2, 1, raw_payload={"x": object}), rejected=[rejected]))
+    assert world.published_ids() == ["e1"]
+    assert len(world.broker.committed(dead_topic(PLATFORM))) == 2
+    assert len(world.broker.committed(GAPS_TOPIC)) == 1
+    assert len(world.broker.commits) == 1, "one transaction; the repeats made none"
+
+
+async def test_the_same_rejected_record_twice_in_a_page_is_one_dead_letter() -> None:
+    """Small overlapping pages are coalesced, so both copies may stand in one."""
+    world = World("cursor")
+    rejected = RejectedRecord(b"x", "not understood", "file:7")
+    await run_pages(world, page(rejected=[rejected, rejected]))
+    assert len(world.broker.committed(dead_topic(PLATFORM))) == 1
+
+
+async def test_a_dead_letter_whose_id_is_no_utf_8_comes_once_over_a_restart() -> None:
+    world = World("cursor")
+    for _ in range(2):
+        await run_pages(world, page(event(1, 1, event_id="bad\ud800")))
+    assert len(world.broker.committed(dead_topic(PLATFORM))) == 1
+
+
+async def test_a_page_of_repeats_that_moves_nothing_is_no_transaction() -> None:
+    world = World("cursor")
+    await run_pages(world, page(event(1, 1)), page(event(1, 1)), page())
+    assert len(world.broker.commits) == 1
+
+
+async def test_a_page_without_events_that_moves_the_position_is_published() -> None:
+    world = World("cursor")
+    await run_pages(world, page(cursor={"next": 5}))
+    assert [one.cursor for one in world.checkpoints()] == [{"next": 5}]
+
+
+async def test_an_event_of_another_platform_goes_to_its_topic() -> None:
+    world = World("cursor")
+    await run_pages(world, page(event(1, 1, platform="other")))
+    assert len(world.broker.committed(raw_topic("other"))) == 1
+
+
+async def test_one_event_dated_far_ahead_does_not_pin_the_seen_window() -> None:
+    world = World("cursor")
+    far = event(1, 1, occurred_at=datetime(9999, 12, 31, tzinfo=UTC))
+    later = [
+        page(event(n, 1000 * n), last_ts=BEGINNING + timedelta(seconds=1000 * n))
+        for n in range(2, 12)
+    ]
+    await run_pages(world, page(far), *later)
+    seen = world.checkpoints()[-1].seen
+    assert seen is not None
+    await run_pages(world, page(far))
+    assert Counter(world.published_ids())["e1"] == 1
+
+
+async def test_a_transaction_that_the_broker_ended_is_unavailable_not_fenced() -> None:
+    """Both look the same to the producer; only the epoch tells them apart."""
+    world = World("cursor")
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("commit", 2, "before"):
+            raise Fenced("the broker timed the transaction out")
+
+    assert isinstance(await world.run(Script(hook)), Unavailable)
+    await world.run_until_done()
+    world.check()
+
+
+async def test_a_halt_cuts_a_waiting_source_short_and_lets_a_page_finish() -> None:
+    world = World("cursor")
+    pause = Pause(Effect("commit", 2, "before"))
+    relay = world.relay(pause.script)
+    task = asyncio.create_task(relay.run())
+    await pause.reached.wait()
+    relay.halt()
+    pause.let_go.set()
+    await asyncio.wait_for(task, 5)
+    assert world.store.rows[CONNECTOR].version == 2, "the page in hand finished"
+    await world.run_until_done()
+    world.check()
+
+
+async def test_a_halt_while_the_source_is_silent_closes_it() -> None:
+    closed: list[bool] = []
+
+    @dataclass
+    class Silent:
+        async def pages(self, checkpoint: Checkpoint) -> Any:
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                closed.append(True)
+
+    world = World("cursor")
+    world.source = lambda script: Silent()  # type: ignore[method-assign]
+    script = Script()
+    relay = world.relay(script)
+    task = asyncio.create_task(relay.run())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    relay.halt()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    assert closed == [True]
+    assert script.passed[-1].name == "close"
+
+
+# Each line that carries the guarantee, broken: the tests above must notice.
+
+
+class PersistsFirst(Relay):
+    """The checkpoint is persisted before the page is published."""
+
+    async def _relay(self, page: RelayPage) -> bool:
+        before = self.checkpoint
+        encoded = self._encode(page, self._origin())
+        after = replace(
+            before, version=before.version + 1, last_ts=page.last_ts, cursor=page.cursor
+        )
+        if not encoded.records and after.cursor == before.cursor:
+            return True
+        if await self._store.persist(after, expected_version=before.version) is Persisted.FENCED:
+            raise Fenced("")
+        self._checkpoint = await self._publish(encoded, after, self._origin())
+        return True
+
+
+class NonAtomic(MemoryPublisher):
+    """No transaction: records are visible at once, the checkpoint record follows."""
+
+    async def publish(
+        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+    ) -> Offsets:
+        async with self.script.effect("append"):
+            offsets = self._append(records)
+            self.broker.commit(self.transactional_id, self._generation)
+        assert seal is not None
+        async with self.script.effect("seal"):
+            self._append([seal(offsets)])
+            self.broker.commit(self.transactional_id, self._generation)
+        return offsets
+
+
+class NoWindow(Relay):
+    """Nothing is remembered."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._window.without_repeats = list  # type: ignore[method-assign]
+
+
+class WindowNotReadBack(Relay):
+    """What was published before the start is not remembered."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._window.restore = lambda ids, seen: 0  # type: ignore[method-assign]
+
+
+class EpochNotReadAgain(Relay):
+    """The epoch is not looked at after the producer's start."""
+
+    async def _load(self, epoch: int) -> Checkpoint:
+        if self._checkpoint is None:
+            stored = await self._store.load(CONNECTOR)
+            assert stored is not None
+            return replace(stored, epoch=epoch)
+        return await super()._load(epoch)
+
+
+class NoEpochInTheComparison(MemoryCheckpoints):
+    """Only the version is compared."""
+
+    def persist(self, checkpoint: Checkpoint, expected_version: int) -> Persisted:
+        row = self.rows[checkpoint.connector_id]
+        if row.version != expected_version:
+            return Persisted.EDITED
+        self.rows[checkpoint.connector_id] = replace(checkpoint, epoch=row.epoch)
+        return Persisted.DONE
+
+
+class NoVersionInTheComparison(MemoryCheckpoints):
+    """Only the epoch is compared."""
+
+    def persist(self, checkpoint: Checkpoint, expected_version: int) -> Persisted:
+        self.rows[checkpoint.connector_id] = checkpoint
+        return Persisted.DONE
+
+
+async def test_a_checkpoint_before_the_publishing_is_noticed() -> None:
+    with pytest.raises(AssertionError, match=r"runs ahead|lost"):
+        await sweep(lambda: World("cursor", relay_class=PersistsFirst), "error")
+
+
+async def test_a_page_without_a_transaction_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="repeated"):
+        await sweep(lambda: World("closed", publisher_class=NonAtomic), "error")
+
+
+@pytest.mark.parametrize("broken", [NoWindow, WindowNotReadBack])
+async def test_a_missing_seen_window_is_noticed(broken: type[Relay]) -> None:
+    with pytest.raises(AssertionError, match="repeated"):
+        await sweep(lambda: World("closed", relay_class=broken), "error")
+
+
+async def test_an_epoch_that_is_not_read_again_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        await swapped_start(World("cursor", relay_class=EpochNotReadAgain))
+
+
+async def test_a_comparison_without_the_epoch_is_noticed() -> None:
+    world = World("cursor", publisher_class=NoFencing, store=NoEpochInTheComparison())
+    with pytest.raises(AssertionError):
+        await unfenced_zombie(world)
+
+
+async def test_a_comparison_without_the_version_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        await edit_sweep(lambda: World("cursor", store=NoVersionInTheComparison()))
+
+
+async def test_postgres_over_a_newer_topic_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "decide_start", lambda stored, published: Start(stored))
+    with pytest.raises(AssertionError, match=r"repeated|versions ascend"):
+        await sweep(lambda: World("closed"), "cancellation")

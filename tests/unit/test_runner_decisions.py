@@ -1,0 +1,97 @@
+"""How a relay's end, and what operators ask for, decide what the runner does."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavailable
+from verity_stream.operation import Control
+from verity_stream.runner import (
+    FENCED_RETRY,
+    RETRY_AFTER_MAX,
+    PublishedByTheRelay,
+    after_failure,
+)
+from verity_stream.settings import StreamSettings
+from verity_stream.status import State, Status
+
+SETTINGS = StreamSettings()
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "delay"),
+    [
+        (Denied("no"), State.BLOCKED, SETTINGS.blocked_probe),
+        (Misconfigured("no"), State.BLOCKED, SETTINGS.blocked_probe),
+        (Fenced("no"), State.STOPPED, FENCED_RETRY),
+        (Unavailable("no"), State.BACKING_OFF, timedelta(seconds=1)),
+        (Malformed("no"), State.BACKING_OFF, timedelta(seconds=1)),
+        (ZeroDivisionError(), State.BACKING_OFF, timedelta(seconds=1)),
+        (None, State.BACKING_OFF, timedelta(seconds=1)),
+    ],
+)
+def test_each_error_says_who_must_act(
+    error: BaseException | None, state: State, delay: timedelta
+) -> None:
+    assert after_failure(error, 1, SETTINGS, 1.0) == (state, delay)
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1))
+def test_a_backoff_grows_and_has_a_limit(failures: int, jitter: float) -> None:
+    _, delay = after_failure(Unavailable("no"), failures, SETTINGS, jitter)
+    assert timedelta(0) < delay <= SETTINGS.backoff_max
+    _, next_delay = after_failure(Unavailable("no"), failures + 1, SETTINGS, jitter)
+    assert next_delay >= delay
+
+
+@given(st.floats() | st.integers())
+def test_no_source_sends_a_connector_to_sleep_for_longer_than_an_hour(seconds: float) -> None:
+    """An infinite Retry-After must not end the timer that serves all connectors."""
+    error = Unavailable("no", retry_after_seconds=seconds)
+    state, delay = after_failure(error, 1, SETTINGS, 0.5)
+    assert state is State.BACKING_OFF
+    assert timedelta(0) <= delay <= RETRY_AFTER_MAX
+
+
+def test_what_the_source_asked_for_is_honoured() -> None:
+    error = Unavailable("slow down", retry_after_seconds=17)
+    assert after_failure(error, 9, SETTINGS, 0.0)[1] == timedelta(seconds=17)
+
+
+@pytest.mark.parametrize(
+    ("control", "every", "is_due"),
+    [
+        (Control(), timedelta(hours=1), True),
+        (Control(), None, False),
+        (Control(snapshot_started_at=NOW), timedelta(hours=1), False),
+        (Control(snapshot_started_at=NOW - timedelta(hours=1)), timedelta(hours=1), True),
+        (Control(snapshot_requested_at=NOW), None, True),
+        (Control(False, NOW, NOW - timedelta(seconds=1)), None, True),
+        (Control(False, NOW - timedelta(seconds=1), NOW), None, False),
+    ],
+)
+def test_a_snapshot_is_due_when_asked_for_or_in_time(
+    control: Control, every: timedelta | None, is_due: bool
+) -> None:
+    assert control.is_snapshot_due(every, NOW) is is_due
+
+
+def test_a_connector_that_publishes_by_itself_is_told() -> None:
+    with pytest.raises(Misconfigured, match="kafka_producer.send_and_wait"):
+        asyncio.run(PublishedByTheRelay().send_and_wait("topic", b""))
+
+
+def test_an_error_stays_shown_until_the_connector_is_caught_up() -> None:
+    status = Status("c", "acme")
+    status.enter(State.BACKING_OFF, error="no answer", next_try_at=NOW)
+    status.enter(State.RUNNING)
+    assert (status.last_error, status.next_try_at) == ("no answer", None)
+    status.is_reported = True
+    status.enter(State.CAUGHT_UP)
+    assert (status.last_error, status.is_reported) == (None, False)

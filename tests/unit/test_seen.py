@@ -1,0 +1,144 @@
+"""The seen window against a naive model: a list of pages."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from verity_sdk.connector_base import RawEvent
+from verity_stream.records import Seen
+from verity_stream.seen import SeenWindow
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(second: int) -> datetime:
+    return START + timedelta(seconds=second)
+
+
+def events(*ids: Any) -> list[RawEvent]:
+    return [RawEvent("acme", one, START, "ada", "vault", "READ") for one in ids]
+
+
+def test_repeats_in_the_window_and_within_a_page_are_dropped_in_order() -> None:
+    window = SeenWindow(100)
+    window.remember(["b"], at(1), {"t": {0: (5, 5)}})
+    assert [one.event_id for one in window.without_repeats(events("a", "b", "a", "c"))] == [
+        *("a", "c")
+    ]
+
+
+def test_an_id_that_is_a_number_is_the_text_that_reads_back() -> None:
+    window = SeenWindow(100)
+    window.restore(["17"], Seen({"t": {0: 0}}, START))
+    assert window.without_repeats(events(17, 18, "18")) == events(18)
+
+
+def test_an_empty_window_says_nothing() -> None:
+    window = SeenWindow(100)
+    assert window.seen() is None
+    assert window.remember([], at(1), {}) == 0
+    assert window.seen() is None
+
+
+def test_a_page_is_kept_while_one_of_its_events_may_come_again() -> None:
+    window = SeenWindow(100)
+    window.remember(["a"], at(10), {"t": {0: (0, 0)}})
+    window.forget_before(at(10))
+    assert "a" in window
+    window.forget_before(at(11))
+    assert "a" not in window
+
+
+def test_one_page_dated_far_ahead_holds_back_no_other() -> None:
+    window = SeenWindow(100)
+    window.remember(["far"], datetime.max.replace(tzinfo=UTC), {"t": {0: (0, 0)}})
+    window.remember(["a"], at(1), {"t": {0: (1, 1)}})
+    window.forget_before(at(2))
+    assert ("far" in window, "a" in window, len(window)) == (True, False, 1)
+
+
+def test_at_the_bound_the_oldest_page_goes_and_is_counted() -> None:
+    window = SeenWindow(3)
+    assert window.remember(["a", "b"], at(1), {}) == 0
+    assert window.remember(["c", "d"], at(2), {}) == 2
+    assert ["a" in window, "c" in window, len(window)] == [False, True, 2]
+
+
+def test_the_newest_page_is_never_forgotten_whatever_its_size() -> None:
+    window = SeenWindow(1)
+    assert window.remember(["a", "b", "c"], at(1), {}) == 0
+    assert len(window) == 3
+
+
+@given(st.lists(st.text(), max_size=20))
+def test_what_was_read_back_is_known(ids: list[str]) -> None:
+    window = SeenWindow(1000)
+    seen = Seen({"t": {0: 4}}, at(5))
+    window.restore(ids, seen)
+    assert window.without_repeats(events(*ids)) == []
+    assert window.seen() == seen
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """Any sequence of pages, forgetting and restarts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound = 12
+        self.window = SeenWindow(self.bound)
+        self.pages: list[tuple[list[str], datetime]] = []
+        self.log: list[str] = []
+
+    @rule(ids=st.lists(st.integers(0, 40).map(str), max_size=6), second=st.integers(0, 30))
+    def page(self, ids: list[str], second: int) -> None:
+        fresh = [str(one.event_id) for one in self.window.without_repeats(events(*ids))]
+        known = {one for page, _ in self.pages for one in page}
+        assert fresh == [one for one in dict.fromkeys(ids) if one not in known]
+        first = len(self.log)
+        self.log += fresh
+        forgotten = self.window.remember(
+            fresh, at(second), {"t": {0: (first, len(self.log) - 1)}} if fresh else {}
+        )
+        if fresh:
+            self.pages.append((fresh, at(second)))
+        expected = 0
+        while sum(len(page) for page, _ in self.pages) > self.bound and len(self.pages) > 1:
+            expected += len(self.pages.pop(0)[0])
+        assert forgotten == expected
+
+    @rule(second=st.integers(0, 30))
+    def forget(self, second: int) -> None:
+        self.window.forget_before(at(second))
+        self.pages = [page for page in self.pages if page[1] >= at(second)]
+
+    @rule()
+    def edit(self) -> None:
+        self.window.forget_all()
+        self.pages = []
+
+    @rule()
+    def restart(self) -> None:
+        """Read back from where the checkpoint says: at least what was remembered."""
+        seen = self.window.seen()
+        self.window = SeenWindow(self.bound)
+        if seen is None:
+            assert self.pages == []
+            return
+        ids = self.log[seen.start["t"][0] :]
+        self.window.restore(ids, seen)
+        assert {one for page, _ in self.pages for one in page} <= set(ids)
+        assert seen.newest_at == max(newest for _, newest in self.pages)
+        self.pages = [(ids, seen.newest_at)]
+
+    @invariant()
+    def same_as_the_model(self) -> None:
+        assert len(self.window) == len({one for page, _ in self.pages for one in page})
+        assert all(one in self.window for page, _ in self.pages for one in page)
+
+
+TestWindow = WindowMachine.TestCase
