@@ -109,9 +109,9 @@ class Tail:
                 # The order is what makes caught_up_at true: first the time, then the list, then
                 # the read. What was logged before `now` is in a file that was listed, and the
                 # present file is not written any more once the list shows a newer one.
-                data = await self._read(place, buffer)
-                files = await self.reader.list_files()
                 now = await self.reader.now()
+                files = await self.reader.list_files()
+                data = await self._read(place, buffer)
             if data:
                 buffer += data
                 for portion in self._portions(place, buffer):

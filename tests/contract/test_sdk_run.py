@@ -214,6 +214,10 @@ class Source(BaseConnector):
             yield grant
 
 
+class LawBrokenError(BaseException):
+    """Seen within the pass; no Exception, which run() would take for a fault of the database."""
+
+
 class Faulty:
     """A producer and a pool around those of a world, that fail once and watch every save.
 
@@ -265,10 +269,10 @@ class Faulty:
         return await self.world.pool.fetchrow(statement, *arguments)
 
     async def execute(self, statement: str, connector_id: str, last_ts: datetime) -> Any:
-        # Guarantee 2, at every single write: what is not acknowledged lies after it.
-        assert all(occurred_at > last_ts for occurred_at in self.unacknowledged)
-        # Guarantee 4.
-        assert not self.saved or last_ts > self.saved[-1]
+        if any(occurred_at <= last_ts for occurred_at in self.unacknowledged):
+            raise LawBrokenError(f"guarantee 2: {last_ts} passes what is not acknowledged")
+        if self.saved and last_ts <= self.saved[-1]:
+            raise LawBrokenError(f"guarantee 4: {last_ts} is not after {self.saved[-1]}")
         if next(self.saves) == self.faults.get("save_at"):
             raise OSError("the database is gone")
         self.saved.append(last_ts)

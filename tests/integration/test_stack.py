@@ -31,9 +31,9 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is none of ours."""
-    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is none of ours, of the user that PostgreSQL runs as."""
+    program = subprocess.Popen(["sleep", "120"], **Stack(tmp_path).postgres._run_as())
     yield program
     program.kill()
     program.wait(10)
@@ -104,6 +104,8 @@ def test_command_line_from_up_to_wipe(tmp_path: Path) -> None:
         verity_dev("up", "--kafka-port", "0", "--postgres-port", "0")
         first = json.loads(verity_dev("status", "--json"))
         assert [server["state"] for server in first] == ["running", "running"]
+        # Sessions of their own: a Ctrl-C or a hang-up in this terminal does not reach them.
+        assert all(os.getsid(server["pid"]) == server["pid"] for server in first)
 
         began_at = time.monotonic()
         again = verity_dev("up")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psutil
 from rich.console import Console
 from rich.table import Table
 from stack_fixtures import temporary_stack, with_database
@@ -248,8 +249,7 @@ async def zombie_lane(lane: Lane) -> None:
 async def is_frozen(worker: Worker) -> bool:
     """Whether the process is stopped by a signal."""
     assert worker.process is not None
-    status = Path(f"/proc/{worker.process.pid}/stat").read_text("utf-8")
-    return status.rpartition(")")[2].split()[0] == "T"
+    return psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED
 
 
 async def is_fenced(worker: Worker) -> bool:
@@ -377,7 +377,6 @@ async def run_lane(fault: str, stack: Stack, directory: Path, is_full: bool) -> 
     finally:
         await connection.close()
     address = stack.up()
-    directory.mkdir(parents=True)
     bench = make_bench(
         directory, address.bootstrap_servers, with_database(address.dsn, f"sweep_{fault}")
     )
@@ -393,10 +392,10 @@ async def run_lane(fault: str, stack: Stack, directory: Path, is_full: bool) -> 
         return lane.outcome
 
 
-async def sweep(is_full: bool, only: str | None) -> list[Outcome]:
+async def sweep(directory: Path, is_full: bool, only: str | None) -> list[Outcome]:
     """Every lane; those that can share a stack run side by side."""
     chosen = [fault for fault in LANES if only in (None, fault)]
-    directory = Path(tempfile.mkdtemp(prefix="verity-sweep-"))
+    alone = [fault for fault in chosen if fault in ALONE]
     with temporary_stack() as stack:
         stack.up()
         together = [fault for fault in chosen if fault not in ALONE]
@@ -405,10 +404,9 @@ async def sweep(is_full: bool, only: str | None) -> list[Outcome]:
                 *(run_lane(fault, stack, directory / fault, is_full) for fault in together)
             )
         )
-        for fault in chosen:
-            if fault in ALONE:
-                outcomes.append(await run_lane(fault, stack, directory / fault, is_full))
-    return outcomes
+        return outcomes + [
+            await run_lane(fault, stack, directory / fault, is_full) for fault in alone
+        ]
 
 
 def report(outcomes: list[Outcome], seconds: float) -> None:
@@ -440,7 +438,10 @@ def main() -> None:
     """Run the sweep and exit with what it found."""
     is_full = os.environ.get("SWEEP", "quick") == "full"
     began = time.monotonic()
-    outcomes = asyncio.run(sweep(is_full, os.environ.get("SWEEP_ONLY")))
+    directory = Path(tempfile.mkdtemp(prefix="verity-sweep-"))
+    for fault in LANES:
+        (directory / fault).mkdir()
+    outcomes = asyncio.run(sweep(directory, is_full, os.environ.get("SWEEP_ONLY")))
     report(outcomes, time.monotonic() - began)
     sys.exit(0 if outcomes and all(one.holds for one in outcomes) else 1)
 

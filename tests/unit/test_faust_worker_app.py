@@ -301,8 +301,11 @@ async def test_an_assignment_does_not_arrive_after_the_revoke(
     runner.slow["assign"] = 60
     await rebalance(app, 1)
     await asyncio.sleep(0)
+    older = app._assigning
+    assert older is not None
     runner.slow["assign"] = 0
     await rebalance(app, 2)
+    assert older.cancelled()
     assert app._assigning is not None
     await asyncio.wait({app._assigning}, timeout=5)
     names = [call if isinstance(call, str) else call[0] for call in runner.calls]

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.postgres.log_lines import Context, parse_line, parse_timestamp, split_lines, zone_of
@@ -279,6 +279,7 @@ def test_a_time_that_is_not_certain_is_none(text: str) -> None:
         parse_timestamp(text, ZoneInfo("Europe/Berlin"))
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.datetimes(min_value=datetime(1996, 1, 1), max_value=datetime(2036, 1, 1)),  # noqa: DTZ001 - drawn naive
     st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
@@ -324,6 +325,7 @@ def test_an_empty_line_is_nothing() -> None:
     assert parse_line(b"\n", "r", PLAIN).rejected is None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=400))
 def test_any_bytes_become_events_or_a_rejected_record(data: bytes) -> None:
     found = parse_line(data + b"\n", "r", PGAUDIT)
@@ -355,6 +357,7 @@ _KEYS = st.sampled_from(
 )
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6), st.booleans())
 def test_any_record_becomes_events_or_a_rejected_record(
     changes: dict[str, Any], has_pgaudit: bool
@@ -366,6 +369,7 @@ def test_any_record_becomes_events_or_a_rejected_record(
         assert event.event_id.startswith("pg:42:")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(st.binary(max_size=20).filter(lambda part: b"\n" not in part)), st.binary(max_size=9)
 )

@@ -36,7 +36,7 @@ from verity_stream.records import (
 
 ORIGIN = Origin("acme-1", "acme", "2026-02-03T04:05:06.000007Z")
 AT = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
-BYTES_MAX = 10_000
+BYTES_MAX = 100_000
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 times = st.datetimes(timezones=st.just(UTC))
@@ -183,6 +183,8 @@ def nested(depth: int) -> dict[str, Any]:
         value = {"in": value}
     return value
 
+
+BEYOND = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
 
 UNPUBLISHABLE = {
     "an object": {"raw_payload": {"x": object()}},

@@ -83,7 +83,7 @@ def test_a_snapshot_is_due_when_asked_for_or_in_time(
 
 
 def test_a_connector_that_publishes_by_itself_is_told() -> None:
-    with pytest.raises(Misconfigured, match="kafka_producer.send_and_wait"):
+    with pytest.raises(Misconfigured, match=r"kafka_producer\.send_and_wait"):
         asyncio.run(PublishedByTheRelay().send_and_wait("topic", b""))
 
 

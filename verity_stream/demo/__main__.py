@@ -15,6 +15,7 @@ import asyncpg
 import click
 
 from verity_sdk.errors import VerityError
+from verity_stream.cli.output import quiet_logs
 from verity_stream.demo.scenario import KAFKA_SETTINGS, DemoFailed, Scenario
 from verity_stream.demo.show import Progress
 from verity_stream.demo.workers import WorkerDied, kill_left_behind
@@ -40,6 +41,7 @@ def main(directory: Path, keep: bool) -> None:
     Starts a Kafka and a PostgreSQL of its own on free ports. Exit code 0: everything that the
     last lines claim was found to be true; 1: it was not, and they say what.
     """
+    quiet_logs()
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     stack: Stack | None = None
@@ -53,7 +55,9 @@ def main(directory: Path, keep: bool) -> None:
                 stack.down(wipe=True)
                 progress.say("starting a real Kafka and a real PostgreSQL")
                 address = stack.up()
-                progress.say(f"Kafka {address.bootstrap_servers}, PostgreSQL {address.dsn}")
+                progress.say(
+                    f"Kafka serves port {stack.kafka.port}, PostgreSQL port {stack.postgres.port}"
+                )
                 scenario = Scenario(
                     address, stack.directory, stack.postgres.log_directory, progress
                 )

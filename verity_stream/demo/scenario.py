@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+from pydantic import SecretStr
 
 from connectors.postgres.log_lines import Context
 from connectors.postgres.settings import PLATFORM, Settings
@@ -39,8 +40,8 @@ PAGE_EVENTS = 20
 """Small, so that the kill finds many pages behind it and many before it."""
 PAGES_BEFORE_KILL = 4
 ROUNDS_BEFORE = 60
-ROUNDS_AFTER = 60
-PAUSE_SECONDS = 0.02
+ROUNDS_AFTER = 30
+PAUSE_SECONDS = 0.05
 SESSION_SECONDS = 3
 """The killed worker keeps its partitions for so long; the broker's least is lowered to it."""
 KAFKA_SETTINGS = {"group.min.session.timeout.ms": str(SESSION_SECONDS * 1000)}
@@ -147,7 +148,9 @@ class Scenario:
     def _context(self, identifier: str) -> Context:
         """What the connector learns from its settings and its server, from the same settings."""
         settings = Settings(
-            connector_id=CONNECTOR_ID, dsn=self.workload.dsn(COLLECTOR), server=SERVER
+            connector_id=CONNECTOR_ID,
+            dsn=SecretStr(self.workload.dsn(COLLECTOR)),
+            server=SERVER,
         )
         return Context(
             server=settings.server_name,

@@ -42,7 +42,7 @@ class Progress:
         self.console.print(line)
 
 
-def who_did_what(events: Sequence[Mapping[str, Any]], server: str, rows_max: int = 22) -> Table:
+def who_did_what(events: Sequence[Mapping[str, Any]], server: str, rows_max: int = 18) -> Table:
     """The events by principal, operation and object; what stands out comes first.
 
     Args:
@@ -62,7 +62,7 @@ def who_did_what(events: Sequence[Mapping[str, Any]], server: str, rows_max: int
         last[key] = max(last.get(key, ""), event["occurred_at"])
 
     def is_news(operation: str) -> bool:
-        return operation.split(".")[-1] in NEWS
+        return not NEWS.isdisjoint(operation.replace(".", " ").split())
 
     ordered = sorted(counts, key=lambda key: (not is_news(key[1]), -counts[key], key))
     table = Table(title="Who did what", title_justify="left", title_style="bold")
@@ -99,10 +99,10 @@ def who_may_do_what(grants: Sequence[Mapping[str, Any]], server: str, database: 
         is_membership = grant["asset_ref"].startswith(f"pg:{server}/role:")
         if is_membership and grant["privilege"] != "USAGE":
             continue  # SET goes with USAGE here.
-        if not is_membership and not asset.startswith(("sales", "hr", f"{database}")):
-            if "SCHEMA:sales" not in asset and "SCHEMA:hr" not in asset:
-                if ":sales." not in asset and ":hr." not in asset:
-                    continue
+        if not is_membership and not asset.startswith(f"{database}/"):
+            continue
+        if not is_membership and (":sales" not in asset and ":hr" not in asset):
+            continue
         via = grant["granted_via"] or ""
         how = f"{grant['grant_mechanism']}, by {via}" if via else grant["grant_mechanism"]
         privilege = "member" if is_membership else grant["privilege"]
@@ -119,16 +119,16 @@ def proof_lines(proof: Proof) -> Text:
     """The proof in a few lines, and whether it held."""
     text = Text()
     version = "-" if proof.views.topic is None else proof.views.topic.version
-    views = "=" if proof.views.are_equal else "≠"
+    views = "equal" if proof.views.are_equal else "NOT equal"
     source, topic = len(proof.source_ids), len(proof.topic_ids)
     sign = "=" if source == topic else "≠"
     text.append(
-        f"events in source {source} {sign} events in topic {topic}, "
-        f"repeats {len(proof.repeated)}, lost {len(proof.lost)}, "
-        f"checkpoint version {version}: PostgreSQL {views} topic {views} table\n"
+        f"events in source {source} {sign} events in topic {topic}, repeats "
+        f"{len(proof.repeated)}, lost {len(proof.lost)}, three views {views} (version {version})\n",
+        style="bold",
     )
     text.append(
-        f"statements sent {proof.statements_sent}, found {proof.statements_found}; "
+        f"statements sent {proof.statements_sent}, found in the topic {proof.statements_found}; "
         f"passwords in the topic {proof.leak_count}\n"
     )
     if proof.differences:

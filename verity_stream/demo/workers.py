@@ -105,7 +105,7 @@ class DemoWorker:
         # The address is our own and never a file's.
         url = f"http://127.0.0.1:{self.web_port}{path}"
         try:
-            with urllib.request.urlopen(url, timeout=PAGE_SECONDS) as answer:  # noqa: S310 - see above
+            with urllib.request.urlopen(url, timeout=PAGE_SECONDS) as answer:
                 return orjson.loads(answer.read())
         except (OSError, ValueError):
             return None

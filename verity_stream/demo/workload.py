@@ -27,7 +27,7 @@ CREATE SCHEMA hr
 CREATE TABLE sales.customers (id int PRIMARY KEY, name text NOT NULL, city text NOT NULL)
 CREATE TABLE sales.orders (id int PRIMARY KEY, customer_id int NOT NULL, amount numeric NOT NULL)
 CREATE TABLE hr.salaries (person text PRIMARY KEY, amount numeric NOT NULL)
-INSERT INTO sales.customers SELECT n, 'Customer ' || n, 'City ' || n % 7 FROM generate_series(1, 50) n
+INSERT INTO sales.customers SELECT n, 'No. ' || n, 'City ' || n % 7 FROM generate_series(1, 50) n
 INSERT INTO hr.salaries VALUES ('ada', 7100), ('bob', 6400), ('carl', 5200), ('grace', 6900)
 """
 GRANTS = """
@@ -87,7 +87,7 @@ class Workload:
         await self._run(DBA, "CREATE ROLE clerks")
         for person in PEOPLE:
             await self._run(DBA, f"CREATE ROLE {person} LOGIN PASSWORD '{self.password}'")
-        for statement in (TABLES + GRANTS).strip().splitlines():
+        for statement in [*TABLES.strip().splitlines(), *GRANTS.strip().splitlines()]:
             await self._run(DBA, statement)
         for person in PEOPLE:
             await self._log_in(person)
@@ -128,7 +128,8 @@ class Workload:
         number = self._round
         customer = number % 50 + 1
         await self._run(
-            "carl", f"INSERT INTO sales.orders VALUES ({number}, {customer}, {number * 7 % 400})"
+            "carl",
+            f"INSERT INTO sales.orders VALUES ({number}, {customer}, {number * 7 % 400})",  # noqa: S608 - numbers
         )
         await self._run(
             "ada",
@@ -138,7 +139,10 @@ class Workload:
         if self._has_bob:
             await self._run("bob", "SELECT sum(amount) FROM sales.orders")
         if number % 2:
-            await self._run("carl", f"UPDATE sales.orders SET amount = 1 WHERE id = {number}")
+            await self._run(
+                "carl",
+                f"UPDATE sales.orders SET amount = 1 WHERE id = {number}",  # noqa: S608 - a number
+            )
         if number % 5 == 0:
             await self._run("grace", "SELECT person, amount FROM hr.salaries")
         if number % 20 == 0:

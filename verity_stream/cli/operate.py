@@ -1,0 +1,387 @@
+"""The commands of an operator: what runs, where it stands, and what is asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+from rich.text import Text
+
+from verity_sdk.errors import Malformed, Misconfigured
+from verity_sdk.times import format_utc
+from verity_stream import database
+from verity_stream.checkpoints import PostgresCheckpoints
+from verity_stream.cli.kafka import CommittedReader
+from verity_stream.cli.output import SECRETS, ago, new_console, new_table, plain, quiet_logs
+from verity_stream.operation import OperationStore
+from verity_stream.records import Checkpoint
+from verity_stream.settings import (
+    ConnectorSpec,
+    StreamSettings,
+    load_connectors,
+    load_settings,
+)
+from verity_stream.status import utc_now
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 2.0
+STATE_STYLES = {
+    "caught_up": "green",
+    "running": "green",
+    "backing_off": "yellow",
+    "paused": "yellow",
+    "blocked": "bold red",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+connector_argument = click.argument("connector_id", metavar="CONNECTOR")
+
+
+@click.command()
+@click.option(
+    "--check", "only_check", is_flag=True, help="Change nothing; exit with 2 if any miss."
+)
+def migrate(only_check: bool) -> None:
+    """Bring the tables of Verity's own Postgres up to date.
+
+    All that is missing is applied in one transaction, under a lock: safe to repeat, and while
+    workers run. Workers do it themselves unless VERITY_MIGRATE=check.
+    """
+    settings = _settings()
+
+    async def work(pool: Any) -> list[str]:
+        if only_check:
+            await database.require_migrations(pool)
+            return []
+        return await database.migrate(pool)
+
+    applied = _run(settings, work)
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("Nothing is missing.")
+
+
+@click.command()
+@json_option
+def connectors(as_json: bool) -> None:
+    """Show every connector: its state, its worker, its counts, its last error.
+
+    Counts are those since the worker took the connector over.
+    """
+    settings = _settings()
+    specs = _specs(settings)
+    known = _run(settings, lambda pool: _store(pool).overview())
+    rows = [_connector_row(connector_id, specs, known) for connector_id in sorted({*specs, *known})]
+    if as_json:
+        _echo_json(rows)
+    elif rows:
+        _show_connectors(rows)
+    else:
+        click.echo(f"{settings.config} lists no connectors.")
+
+
+@click.command()
+@json_option
+def checkpoints(as_json: bool) -> None:
+    """Compare each connector's checkpoint in Postgres with the last one committed to Kafka.
+
+    Kafka is read after Postgres, so a connector that is running may be a page ahead there: that
+    is the page in flight. After a crash the next start brings Postgres up.
+    """
+    settings = _settings()
+
+    async def work(pool: Any) -> tuple[list[Checkpoint], Mapping[str, Checkpoint | Malformed]]:
+        stored = await PostgresCheckpoints(pool).load_all()
+        return stored, await CommittedReader(settings.kafka).last_checkpoints()
+
+    stored, published = _run(settings, work)
+    by_id = {checkpoint.connector_id: checkpoint for checkpoint in stored}
+    rows = [
+        _checkpoint_row(connector_id, by_id.get(connector_id), published.get(connector_id))
+        for connector_id in sorted({*by_id, *published})
+    ]
+    if as_json:
+        _echo_json(rows)
+    elif rows:
+        _show_checkpoints(rows)
+    else:
+        click.echo("There are no checkpoints yet.")
+
+
+@click.command()
+@connector_argument
+@click.option("--reason", required=True, help="Why; kept in connector_audit.")
+def pause(connector_id: str, reason: str) -> None:
+    """Let CONNECTOR finish its page and stop, within 2 seconds, until it is resumed."""
+    _set_paused(connector_id, is_paused=True, reason=reason)
+
+
+@click.command()
+@connector_argument
+@click.option("--reason", help="Why; kept in connector_audit.")
+def resume(connector_id: str, reason: str | None) -> None:
+    """Let a paused CONNECTOR go on where it stopped."""
+    _set_paused(connector_id, is_paused=False, reason=reason)
+
+
+@click.command()
+@connector_argument
+@click.option("--reason", help="Why; kept in connector_audit.")
+def snapshot(connector_id: str, reason: str | None) -> None:
+    """Ask for a permission snapshot of CONNECTOR now, beside its regular ones.
+
+    Its worker takes it as soon as the connector runs. `verity connectors` shows when it is done.
+    """
+    settings = _settings()
+    _require_known(connector_id, _specs(settings))
+    _run(
+        settings,
+        lambda pool: _store(pool).request_snapshot(connector_id, who=_who(), reason=reason),
+    )
+    click.echo(f"{connector_id}: a snapshot is asked for.")
+
+
+def _set_paused(connector_id: str, *, is_paused: bool, reason: str | None) -> None:
+    settings = _settings()
+    _require_known(connector_id, _specs(settings))
+    has_changed = _run(
+        settings,
+        lambda pool: _store(pool).set_paused(
+            connector_id, is_paused=is_paused, who=_who(), reason=reason
+        ),
+    )
+    state = "paused" if is_paused else "resumed"
+    click.echo(
+        f"{connector_id}: {state}." if has_changed else f"{connector_id}: was {state} already."
+    )
+
+
+# What every command starts from.
+
+
+def _settings() -> StreamSettings:
+    quiet_logs()
+    settings = load_settings()
+    SECRETS.add_settings(settings)
+    return settings
+
+
+def _specs(settings: StreamSettings) -> Mapping[str, ConnectorSpec]:
+    SECRETS.add_references(settings.config)
+    return {spec.connector_id: spec for spec in load_connectors(settings.config)}
+
+
+def _require_known(connector_id: str, specs: Mapping[str, ConnectorSpec]) -> None:
+    if connector_id not in specs:
+        known = ", ".join(sorted(specs)) or "none"
+        raise Misconfigured(f"no connector {connector_id!r} is configured; known: {known}")
+
+
+def _who() -> str:
+    """The person at this machine, as far as it can be told; the audit row adds the role."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"  # A container may have a user without a name.
+    return f"{user}@{socket.gethostname()}"
+
+
+def _store(pool: Any) -> OperationStore:
+    return OperationStore(pool, "cli")
+
+
+def _run(settings: StreamSettings, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with _pool(settings) as pool:
+            return await work(pool)
+
+    return asyncio.run(connected())
+
+
+@asynccontextmanager
+async def _pool(settings: StreamSettings) -> AsyncIterator[Any]:
+    pool = await database.create_pool(settings.database)
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            pool.terminate()
+
+
+# From what is known to rows, and from rows to tables.
+
+
+def _connector_row(
+    connector_id: str,
+    specs: Mapping[str, ConnectorSpec],
+    known: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    spec, found = specs.get(connector_id), known.get(connector_id, {})
+    counts = ("event_count", "repeat_count", "dead_count", "gap_count")
+    times = ("state_since", "last_success_at", "last_event_at", "next_try_at", "reported_at")
+    error = found.get("last_error")
+    return {
+        "connector_id": connector_id,
+        "type": None if spec is None else spec.options.type,
+        "platform": found.get("platform") if spec is None else spec.platform,
+        "is_configured": spec is not None,
+        "is_enabled": spec is not None and spec.options.enabled,
+        "is_paused": bool(found.get("paused")),
+        "state": found.get("state"),
+        "worker": found.get("worker"),
+        **{name: found.get(name) for name in times},
+        **{name: found.get(name) or 0 for name in counts},
+        "last_error": None if error is None else SECRETS.hide(error),
+        "snapshot_requested_at": found.get("snapshot_requested_at"),
+        "snapshot": {
+            "snapshot_id": found["snapshot_id"],
+            "started_at": found["snapshot_started_at"],
+            "ended_at": found["snapshot_ended_at"],
+            "is_complete": found["snapshot_is_complete"],
+            "grant_count": found["snapshot_grant_count"],
+        }
+        if found.get("snapshot_id")
+        else None,
+    }
+
+
+def shown_state(row: Mapping[str, Any]) -> str:
+    """The state for a person: what the worker reported, and what it may not have seen yet."""
+    state: str = row["state"] or "never ran"
+    if not row["is_configured"]:
+        return f"not configured (was {state})"
+    if not row["is_enabled"]:
+        return f"disabled (was {state})" if row["state"] else "disabled"
+    if row["is_paused"] and state != "paused":
+        return f"{state} (pause asked)"
+    return state
+
+
+def _show_connectors(rows: Sequence[Mapping[str, Any]]) -> None:
+    now = utc_now()
+    numbers = ("events", "repeats", "dead", "gaps")
+    table = new_table(
+        *("connector", "type", "state", "since", "worker", "last success", "last event"),
+        *numbers,
+        *("next try", "permissions"),
+        right=numbers,
+    )
+    for row in rows:
+        snapshot = row["snapshot"]
+        permissions = "" if row["snapshot_requested_at"] is None else "asked for"
+        if snapshot is not None:
+            complete = "" if snapshot["is_complete"] else ", partial"
+            permissions = (
+                f"{snapshot['grant_count']} grants{complete}, {ago(snapshot['started_at'], now)}"
+            )
+            asked_at = row["snapshot_requested_at"]
+            if asked_at is not None and asked_at > snapshot["started_at"]:
+                permissions += "; asked for"
+        table.add_row(
+            plain(row["connector_id"], "bold"),
+            plain(row["type"] or row["platform"]),
+            plain(shown_state(row), STATE_STYLES.get(row["state"] or "", "")),
+            plain(ago(row["state_since"], now)),
+            plain(row["worker"]),
+            plain(ago(row["last_success_at"], now)),
+            plain(ago(row["last_event_at"], now)),
+            *(
+                plain(row[name])
+                for name in ("event_count", "repeat_count", "dead_count", "gap_count")
+            ),
+            plain(ago(row["next_try_at"], now)),
+            plain(permissions),
+        )
+    console = new_console()
+    console.print(table)
+    for row in rows:
+        if row["last_error"]:
+            console.print(
+                Text.assemble(plain(f"{row['connector_id']}: ", "bold"), plain(row["last_error"]))
+            )
+
+
+def relation(stored: Checkpoint | None, published: Checkpoint | Malformed | None) -> str:
+    """How the two places of a checkpoint stand to each other."""
+    if published is None:
+        # A claim makes the row before anything is published.
+        is_claim = stored is not None and stored.version == 0
+        return "not started" if is_claim else "missing in Kafka"
+    if isinstance(published, Malformed):
+        return "not understood in Kafka"
+    if stored is None:
+        return "missing in Postgres"
+    ahead = stored.version - published.version
+    if ahead:
+        return f"Postgres {'ahead' if ahead > 0 else 'behind'} by {abs(ahead)}"
+    return "equal" if stored.position == published.position else "different positions"
+
+
+def _checkpoint_row(
+    connector_id: str, stored: Checkpoint | None, published: Checkpoint | Malformed | None
+) -> dict[str, Any]:
+    return {
+        "connector_id": connector_id,
+        "relation": relation(stored, published),
+        "postgres": _checkpoint_body(stored),
+        "kafka": {"error": str(published)}
+        if isinstance(published, Malformed)
+        else _checkpoint_body(published),
+    }
+
+
+def _checkpoint_body(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    return {
+        "version": checkpoint.version,
+        "epoch": checkpoint.epoch,
+        "last_ts": checkpoint.last_ts,
+        "cursor": checkpoint.cursor,
+        "complete_through": checkpoint.complete_through,
+    }
+
+
+def _show_checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = new_table(
+        *("connector", "is", "version, Postgres", "version, Kafka"),
+        *("last_ts, Postgres", "last_ts, Kafka", "cursor, Kafka"),
+        right=("version, Postgres", "version, Kafka"),
+    )
+    for row in rows:
+        stored, published = row["postgres"] or {}, row["kafka"] or {}
+        cursor = published.get("cursor")
+        table.add_row(
+            plain(row["connector_id"], "bold"),
+            plain(row["relation"], "green" if row["relation"] == "equal" else "yellow"),
+            plain(stored.get("version")),
+            plain(published.get("version")),
+            plain(_time(stored.get("last_ts"))),
+            plain(_time(published.get("last_ts"))),
+            plain(None if cursor is None else json.dumps(cursor)),
+        )
+    new_console().print(table)
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else format_utc(at)
+
+
+def _echo_json(rows: Sequence[Mapping[str, Any]]) -> None:
+    def encode(value: object) -> str:
+        if isinstance(value, datetime):
+            return format_utc(value)
+        raise TypeError(f"{type(value).__name__} in JSON")
+
+    click.echo(json.dumps(rows, indent=2, default=encode))
