@@ -7,9 +7,10 @@ STAMP := $(VENV)/.built-from-lock
 # `make test TESTS=tests/unit ARGS="-x -k stack"`
 TESTS ?= $(wildcard tests/unit tests/contract tests/faults tests/integration)
 ARGS ?=
+SWEEP ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check sweep bench lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -30,6 +31,10 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports
 	$(BIN)/mypy
 	@echo "== import-linter"
 	$(BIN)/lint-imports
+
+sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick|full)
+	@echo "== fault sweep ($(SWEEP))"
+	SWEEP=$(SWEEP) PYTHONPATH=tests:tests/plugins $(BIN)/python -m sweep
 
 bench: $(STAMP)  ## Measure the relay against its alternatives
 	@echo "== benchmark"

@@ -151,9 +151,12 @@ class Bench:
         self.workers.append(worker)
         return worker.start()
 
-    async def events(self, connector: str | None = None) -> list[dict[str, Any]]:
+    async def events(
+        self, connector: str | None = None, *, platform: str | None = None
+    ) -> list[dict[str, Any]]:
         """The committed raw events of the test's platform, in no order across partitions."""
-        records = await committed(self.bootstrap_servers, f"verity.events.raw.{self.name}")
+        topic = f"verity.events.raw.{platform or self.name}"
+        records = await committed(self.bootstrap_servers, topic)
         own = None if connector is None else self.id(connector).encode()
         return [
             orjson.loads(record.value)
@@ -216,11 +219,18 @@ class Bench:
 
         await eventually(reached, seconds, lambda: self.logs())
 
-    async def wait_for_events(self, count: int, seconds: float = 60) -> None:
+    async def wait_for_events(
+        self,
+        count: int,
+        seconds: float = 60,
+        *,
+        connector: str | None = None,
+        platform: str | None = None,
+    ) -> None:
         """Until the topic holds at least so many events of the test."""
 
         async def reached() -> bool:
-            return len(await self.events()) >= count
+            return len(await self.events(connector, platform=platform)) >= count
 
         await eventually(reached, seconds, lambda: self.logs())
 

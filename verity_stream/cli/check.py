@@ -77,7 +77,7 @@ class _ConfigPath(BaseSettings):
 )
 @click.pass_context
 def check(context: click.Context, offline: bool, seconds: float) -> None:
-    """Find everything that would keep the workers from working.
+    """Find all that would keep workers from working.
 
     Validates the environment and verity.toml, then connects to Kafka and Postgres, looks for
     missing migrations, constructs every connector and lets it check its source. Changes nothing.

@@ -47,10 +47,10 @@ connector_argument = click.argument("connector_id", metavar="CONNECTOR")
 
 @click.command()
 @click.option(
-    "--check", "only_check", is_flag=True, help="Change nothing; exit with 2 if any miss."
+    "--check", "only_check", is_flag=True, help="Change nothing; exit code 2 if any is missing."
 )
 def migrate(only_check: bool) -> None:
-    """Bring the tables of Verity's own Postgres up to date.
+    """Bring Verity's own tables up to date.
 
     All that is missing is applied in one transaction, under a lock: safe to repeat, and while
     workers run. Workers do it themselves unless VERITY_MIGRATE=check.
@@ -73,7 +73,9 @@ def migrate(only_check: bool) -> None:
 @click.command()
 @json_option
 def connectors(as_json: bool) -> None:
-    """Show every connector: its state, its worker, its counts, its last error.
+    """Show what every connector is doing.
+
+    Its state, its worker, its counts and permission snapshots, and its last error.
 
     Counts are those since the worker took the connector over.
     """
@@ -92,7 +94,9 @@ def connectors(as_json: bool) -> None:
 @click.command()
 @json_option
 def checkpoints(as_json: bool) -> None:
-    """Compare each connector's checkpoint in Postgres with the last one committed to Kafka.
+    """Compare the checkpoints in Postgres and Kafka.
+
+    Each connector's row stands beside its last committed record.
 
     Kafka is read after Postgres, so a connector that is running may be a page ahead there: that
     is the page in flight. After a crash the next start brings Postgres up.
@@ -121,7 +125,10 @@ def checkpoints(as_json: bool) -> None:
 @connector_argument
 @click.option("--reason", required=True, help="Why; kept in connector_audit.")
 def pause(connector_id: str, reason: str) -> None:
-    """Let CONNECTOR finish its page and stop, within 2 seconds, until it is resumed."""
+    """Stop CONNECTOR until it is resumed.
+
+    Its worker sees it within 2 seconds and finishes the page in hand.
+    """
     _set_paused(connector_id, is_paused=True, reason=reason)
 
 
@@ -137,9 +144,9 @@ def resume(connector_id: str, reason: str | None) -> None:
 @connector_argument
 @click.option("--reason", help="Why; kept in connector_audit.")
 def snapshot(connector_id: str, reason: str | None) -> None:
-    """Ask for a permission snapshot of CONNECTOR now, beside its regular ones.
+    """Ask for a permission snapshot of CONNECTOR.
 
-    Its worker takes it as soon as the connector runs. `verity connectors` shows when it is done.
+    It comes beside the regular ones: its worker takes it as soon as the connector runs. `verity connectors` shows when it is done.
     """
     settings = _settings()
     _require_known(connector_id, _specs(settings))

@@ -1,0 +1,121 @@
+"""What the contract tests of the stream application share: names, records, readers."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from verity_common.config import DatabaseSettings
+from verity_common.kafka import KafkaSettings
+from verity_stream.publisher import KafkaPublisher
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    Checkpoint,
+    Origin,
+    PageSummary,
+    Record,
+    checkpoint_record,
+    raw_topic,
+)
+from verity_stream.settings import StreamSettings
+from verity_stream.topics import Topics
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+FETCHED_AT = "2026-01-01T00:00:00.000000Z"
+
+
+def kafka_settings(bootstrap_servers: str, **fields: Any) -> KafkaSettings:
+    return KafkaSettings(
+        **{"bootstrap_servers": bootstrap_servers, "request_timeout_seconds": 5, **fields}
+    )
+
+
+def stream_settings(
+    bootstrap_servers: str, dsn: str | None = None, **fields: Any
+) -> StreamSettings:
+    """Settings of a worker; topics get two partitions, which is enough and quick."""
+    database = {} if dsn is None else {"database": DatabaseSettings(dsn=dsn)}
+    return StreamSettings(
+        kafka=kafka_settings(bootstrap_servers), event_partitions=2, **database, **fields
+    )
+
+
+def new_name() -> str:
+    """A platform or connector that no other test knows."""
+    return f"t{secrets.token_hex(4)}"
+
+
+async def create(bootstrap_servers: str, *topics: str) -> None:
+    await Topics(stream_settings(bootstrap_servers)).ensure(topics)
+
+
+async def new_topic(bootstrap_servers: str) -> str:
+    """A raw topic of its own, with two partitions."""
+    topic = raw_topic(new_name())
+    await create(bootstrap_servers, topic, CHECKPOINTS_TOPIC)
+    return topic
+
+
+def publisher(
+    kafka: KafkaSettings, transactional_id: str | None, seconds: float = 20
+) -> KafkaPublisher:
+    return KafkaPublisher(
+        kafka,
+        transactional_id=transactional_id,
+        transaction_timeout=timedelta(seconds=seconds),
+    )
+
+
+def record(topic: str, number: int, connector: str = "c", **fields: Any) -> Record:
+    return Record(
+        **{
+            "topic": topic,
+            "key": f"key{number % 5}".encode(),
+            "value": str(number).encode(),
+            "headers": [("event_id", f"e{number}".encode()), ("connector_id", connector.encode())],
+            **fields,
+        }
+    )
+
+
+def checkpoint_of(connector: str, version: int) -> Record:
+    origin = Origin(connector, "p", FETCHED_AT)
+    return checkpoint_record(origin, Checkpoint(connector, version, 1, AT), PageSummary())
+
+
+def neighbour(connector: str, partition_for: Any) -> str:
+    """Another connector whose checkpoints stand in the same partition."""
+    wanted = partition_for(connector, 24)
+    while True:
+        name = new_name()
+        if partition_for(name, 24) == wanted:
+            return name
+
+
+async def watermarks(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:
+    """For each partition the last stable offset and the high watermark."""
+    ends = []
+    for isolation_level in ("read_committed", "read_uncommitted"):
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers, isolation_level=isolation_level
+        )
+        await consumer.start()
+        try:
+            await consumer._client.add_topic(topic)
+            places = [TopicPartition(topic, one) for one in consumer.partitions_for_topic(topic)]
+            ends.append(await consumer.end_offsets(places))
+        finally:
+            # aiokafka's stop() fails where nothing was awaited since the start.
+            await asyncio.sleep(0)
+            await consumer.stop()
+    stable, high = ends
+    return {place.partition: (stable[place], high[place]) for place in high}
+
+
+def values(records: Iterable[Any]) -> list[str]:
+    return sorted(one.value.decode() for one in records)

@@ -1,0 +1,438 @@
+"""`KafkaPublisher` on the real broker: its four guarantees, and each trap of aiokafka."""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from contract.streams import (
+    checkpoint_of,
+    kafka_settings,
+    new_name,
+    new_topic,
+    publisher,
+    record,
+    values,
+    watermarks,
+)
+from workers import committed
+
+from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
+from verity_stream import publisher as publisher_module
+from verity_stream.placement import partition_for
+from verity_stream.publisher import BATCH_BYTES, KafkaPublisher, as_verity_error
+from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
+
+stack = pytest.mark.stack
+
+
+# Pages
+
+
+@stack
+async def test_a_page_and_its_seal_are_visible_when_publish_returns(bootstrap_servers: str) -> None:
+    topic, connector = await new_topic(bootstrap_servers), new_name()
+    page = [record(topic, number, connector) for number in range(50)]
+    sealed: list[Offsets] = []
+
+    def seal(offsets: Offsets) -> Record:
+        sealed.append(offsets)
+        return checkpoint_of(connector, 1)
+
+    one = publisher(kafka_settings(bootstrap_servers), connector)
+    await one.start()
+    try:
+        assert await one.publish(page, seal) == sealed[0]
+        read = await committed(bootstrap_servers, topic)
+        await one.publish(page[:1], seal)
+    finally:
+        await one.close()
+    assert values(read) == sorted(str(number) for number in range(50))
+    for found in read:
+        sent = page[int(found.value)]
+        assert (found.key, list(found.headers)) == (sent.key, sent.headers)
+        # The same partition that any Kafka producer picks for the key.
+        assert found.partition == partition_for(sent.key.decode(), 2)
+    places: dict[int, list[int]] = {}
+    for found in read:
+        places.setdefault(found.partition, []).append(found.offset)
+    assert sealed[0] == {
+        topic: {one: (min(offsets), max(offsets)) for one, offsets in places.items()}
+    }
+    seals = await committed(bootstrap_servers, CHECKPOINTS_TOPIC)
+    assert [orjson.loads(one.value)["version"] for one in seals if one.key == connector.encode()]
+
+
+@stack
+async def test_large_pages_and_records_keep_their_order(bootstrap_servers: str) -> None:
+    """A batch that is full makes room for the next; a record longer than a batch has its own."""
+    topic = await new_topic(bootstrap_servers)
+    page = [
+        record(topic, number, key=b"k", value=b"%06d" % number + b"x" * 2000)
+        for number in range(400)
+    ]
+    page.insert(200, record(topic, 0, key=b"k", value=b"long" + b"x" * 3 * BATCH_BYTES))
+    page.append(record(topic, 0, key=None, value=b"no key"))
+    one = publisher(kafka_settings(bootstrap_servers), new_name())
+    await one.start()
+    try:
+        await one.publish(page)
+    finally:
+        await one.close()
+    read = await committed(bootstrap_servers, topic)
+    assert [found.value for found in read if found.key] == [sent.value for sent in page if sent.key]
+    assert [found.partition for found in read if found.key is None] == [0]
+
+
+# Trap 1: every acknowledgement before the commit
+
+
+class CommitsWithoutAcknowledgements(KafkaPublisher):
+    """The guarantee line broken: what `send_batch` hands back is not awaited."""
+
+    async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:
+        for topic, key, value, headers in records:
+            batch = producer.create_batch()
+            batch.append(timestamp=None, key=key, value=value, headers=headers)
+            batch.close()
+            partition = await self._partition(producer, topic, key)
+            await producer.send_batch(batch, topic, partition=partition)
+        return {}
+
+
+async def topic_of_small_records(bootstrap_servers: str) -> str:
+    """A topic whose broker refuses what is longer than 500 bytes."""
+    topic = new_name()
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics(
+            [NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "500"})]
+        )
+    finally:
+        await admin.close()
+    return topic
+
+
+async def publish_with_a_failing_batch(
+    bootstrap_servers: str, make: type[KafkaPublisher]
+) -> tuple[BaseException | None, list[Any]]:
+    """A page with one batch that the broker refuses: the error, and what became visible."""
+    good = await new_topic(bootstrap_servers)
+    bad = await topic_of_small_records(bootstrap_servers)
+    made = publisher(kafka_settings(bootstrap_servers), new_name())
+    made.__class__ = make
+    await made.start()
+    error: BaseException | None = None
+    try:
+        page = [record(good, 1), record(bad, 2, value=b"x" * 2000), record(good, 3)]
+        await made.publish(page, lambda _: record(good, 4))
+    except (Misconfigured, Unavailable) as raised:
+        error = raised
+    finally:
+        await made.close()
+    return error, await committed(bootstrap_servers, good)
+
+
+@stack
+async def test_a_batch_that_fails_fails_the_whole_page(bootstrap_servers: str) -> None:
+    error, visible = await publish_with_a_failing_batch(bootstrap_servers, KafkaPublisher)
+    assert isinstance(error, Misconfigured)
+    assert "VERITY_KAFKA__MAX_RECORD_BYTES" in str(error)
+    assert visible == []
+
+
+@stack
+async def test_a_commit_without_acknowledgements_is_noticed(bootstrap_servers: str) -> None:
+    """The test above is worth something: the broken publisher commits half a page."""
+    error, visible = await publish_with_a_failing_batch(
+        bootstrap_servers, CommitsWithoutAcknowledgements
+    )
+    assert error is None
+    assert values(visible) == ["1", "3", "4"]
+
+
+# Trap 2: a producer is thrown away after a failure
+
+
+@stack
+async def test_after_a_failure_a_new_publisher_of_the_same_id_goes_on(
+    bootstrap_servers: str,
+) -> None:
+    topic, name = await new_topic(bootstrap_servers), new_name()
+    failing = publisher(kafka_settings(bootstrap_servers), name)
+    await failing.start()
+
+    def fail(_: Offsets) -> Record:
+        raise ValueError("inside the page")
+
+    with pytest.raises(ValueError, match="inside the page"):
+        await failing.publish([record(topic, 1)], fail)
+    await failing.close()
+    again = publisher(kafka_settings(bootstrap_servers), name)
+    await again.start()
+    await again.publish([record(topic, 2)])
+    await again.close()
+    assert values(await committed(bootstrap_servers, topic)) == ["2"]
+
+
+# Trap 3: fencing
+
+
+@stack
+@pytest.mark.parametrize("when", ["before the page", "before the commit"])
+async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: str) -> None:
+    """The zombie publishes nothing, and can be closed; the newer one goes on."""
+    topic, name = await new_topic(bootstrap_servers), new_name()
+    older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
+    await older.start()
+    await older.publish([record(topic, 1)])
+    if when == "before the page":
+        await newer.start()
+    else:
+        commit = older._producer.commit_transaction
+
+        async def frozen() -> None:
+            await newer.start()
+            await commit()
+
+        older._producer.commit_transaction = frozen
+    with pytest.raises(Fenced):
+        await older.publish([record(topic, 2)], lambda _: record(topic, 3))
+    await older.close()
+    await newer.publish([record(topic, 4)])
+    await newer.close()
+    assert values(await committed(bootstrap_servers, topic)) == ["1", "4"]
+
+
+@stack
+async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> None:
+    """`at_least_once`: only the epoch in Postgres stops a zombie."""
+    topic = await new_topic(bootstrap_servers)
+    both = [publisher(kafka_settings(bootstrap_servers), None) for _ in range(2)]
+    for one in both:
+        await one.start()
+        assert one._producer._txn_manager is not None, "idempotent"
+    for number, one in enumerate(both):
+        await one.publish([record(topic, number)], lambda _: record(topic, 9))
+        await one.close()
+    assert values(await committed(bootstrap_servers, topic)) == ["0", "1", "9", "9"]
+
+
+# Trap 5: close aborts
+
+
+@stack
+async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) -> None:
+    """Left open, it would hold back every committed reader until it times out."""
+    topic = await new_topic(bootstrap_servers)
+    one = publisher(kafka_settings(bootstrap_servers), new_name(), seconds=60)
+    await one.start()
+    acknowledged = asyncio.Event()
+
+    async def frozen() -> None:
+        acknowledged.set()
+        await asyncio.Event().wait()
+
+    one._producer.commit_transaction = frozen
+    publishing = asyncio.create_task(one.publish([record(topic, 1)]))
+    await asyncio.wait_for(acknowledged.wait(), 10)
+    publishing.cancel()
+    await asyncio.wait({publishing})
+    assert any(
+        stable < high for stable, high in (await watermarks(bootstrap_servers, topic)).values()
+    )
+    await one.close()
+    # The coordinator writes the markers a moment after it has answered.
+    async with asyncio.timeout(10):
+        while any(
+            stable < high for stable, high in (await watermarks(bootstrap_servers, topic)).values()
+        ):
+            await asyncio.sleep(0.05)
+    assert await committed(bootstrap_servers, topic) == []
+
+
+# Trap 6: a broker that is gone
+
+
+@stack
+async def test_with_the_broker_gone_publishing_and_closing_end_in_time(
+    make_stack: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.5)
+    own = make_stack()
+    bootstrap_servers = own.up(environ={}).bootstrap_servers
+    topic = await new_topic(bootstrap_servers)
+    one = publisher(kafka_settings(bootstrap_servers), new_name())
+    await one.start()
+    await one.publish([record(topic, 1)])
+    for server in own.servers:
+        server.kill()
+    one._publish_seconds = 0.5
+    with pytest.raises(Unavailable):
+        await one.publish([record(topic, 2)])
+    sender = one._producer._sender.sender_task
+    async with asyncio.timeout(5):
+        await one.close()
+        await asyncio.wait({sender})
+    assert sender.done()
+    again = publisher(kafka_settings(bootstrap_servers), new_name())
+    with pytest.raises(Unavailable):
+        await again.start()
+    await again.close()
+
+
+class HangingProducer:
+    """A producer with a transaction open and nobody to talk to."""
+
+    def __init__(self) -> None:
+        self._txn_manager = self._sender = self.client = self
+        self.sender_task = asyncio.create_task(asyncio.Event().wait())
+        self.is_disconnected = False
+
+    def is_in_transaction(self) -> bool:
+        return True
+
+    async def abort_transaction(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        self.is_disconnected = True
+
+
+@pytest.mark.parametrize(
+    "is_cancelled",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                strict=True, reason="a cancelled close() skips its remaining steps"
+            ),
+        ),
+    ],
+)
+async def test_close_leaves_no_task_and_no_connection(
+    monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """The runner cancels a relay after 2.5 s, which may be in the middle of closing."""
+    monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.02)
+    one = publisher(kafka_settings("localhost:1"), "t")
+    producer: Any = HangingProducer()
+    one._producer = producer
+    closing = asyncio.create_task(one.close())
+    await asyncio.sleep(0)
+    if is_cancelled:
+        closing.cancel()
+    await asyncio.wait({closing}, timeout=5)
+    is_clean = producer.is_disconnected and bool(producer.sender_task.cancelling())
+    producer.sender_task.cancel()
+    assert is_clean
+
+
+# Traps 7 and 8, and other errors
+
+
+@stack
+async def test_a_record_too_large_names_the_setting(bootstrap_servers: str) -> None:
+    topic = await new_topic(bootstrap_servers)
+    one = publisher(kafka_settings(bootstrap_servers, max_record_bytes=5_000_000), new_name())
+    await one.start()
+    with pytest.raises(Misconfigured, match="VERITY_KAFKA__MAX_RECORD_BYTES"):
+        await one.publish([record(topic, 1), record(topic, 2, value=b"x" * 3_000_000)])
+    await one.close()
+    assert await committed(bootstrap_servers, topic) == []
+
+
+@stack
+async def test_an_unknown_topic_is_unavailable(bootstrap_servers: str) -> None:
+    one = publisher(kafka_settings(bootstrap_servers, request_timeout_seconds=0.5), new_name())
+    await one.start()
+    with pytest.raises(Unavailable):
+        await one.publish([record(f"absent.{new_name()}", 1)])
+    await one.close()
+
+
+@stack
+async def test_a_transaction_timeout_above_the_brokers_names_the_setting(
+    bootstrap_servers: str,
+) -> None:
+    one = publisher(kafka_settings(bootstrap_servers), new_name(), seconds=7200)
+    with pytest.raises(Misconfigured, match="VERITY_TRANSACTION_TIMEOUT"):
+        await one.start()
+    await one.close()
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "snappy"])
+async def test_a_codec_that_is_not_installed_is_misconfigured(
+    monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    def absent(**options: Any) -> None:
+        raise RuntimeError(f"Compression library for {options['compression_type']} not found")
+
+    monkeypatch.setattr(publisher_module, "AIOKafkaProducer", absent)
+    one = publisher(kafka_settings("localhost:1", compression_type=codec), new_name())
+    with pytest.raises(Misconfigured, match=f"VERITY_KAFKA__.*{codec}"):
+        await one.start()
+    await one.close()
+
+
+async def test_a_broker_that_is_not_there_is_unavailable() -> None:
+    one = publisher(kafka_settings("localhost:1"), new_name())
+    with pytest.raises(Unavailable):
+        await one.start()
+    await one.close()
+    await one.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (kafka_errors.ProducerFenced(), Fenced),
+        (kafka_errors.MessageSizeTooLargeError(), Misconfigured),
+        (kafka_errors.RecordListTooLargeError(), Misconfigured),
+        (kafka_errors.InvalidTransactionTimeout(), Misconfigured),
+        (kafka_errors.TopicAuthorizationFailedError("t"), Denied),
+        (kafka_errors.TransactionalIdAuthorizationFailed(), Denied),
+        (kafka_errors.AuthenticationFailedError(), Denied),
+        (kafka_errors.KafkaConnectionError(), Unavailable),
+        (kafka_errors.UnknownTopicOrPartitionError(), Unavailable),
+        (kafka_errors.OutOfOrderSequenceNumber(), Unavailable),
+        (kafka_errors.InvalidProducerIdMapping(), Unavailable),
+        (kafka_errors.IllegalOperation(), Unavailable),
+        (AssertionError("Invalid state transition"), Unavailable),
+        (Denied("as it is"), Denied),
+    ],
+)
+def test_errors_say_who_must_act(error: BaseException, expected: type[Exception]) -> None:
+    assert type(as_verity_error(error)) is expected
+
+
+# What the workarounds hold on to
+
+
+async def test_the_version_of_aiokafka_is_the_one_that_was_examined() -> None:
+    """With another version read the traps again, then change the pin and this test."""
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    assert f"aiokafka=={version('aiokafka')}" in project["dependencies"]
+    assert version("aiokafka") == "0.14.0"
+
+
+async def test_the_private_attributes_of_aiokafka_are_there() -> None:
+    producer = AIOKafkaProducer(bootstrap_servers="localhost:1", transactional_id="t")
+    assert producer._txn_manager.is_in_transaction() is False
+    assert producer._sender.sender_task is None
+    assert callable(producer.client.close)
+    await producer.stop()
