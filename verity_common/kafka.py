@@ -12,7 +12,14 @@ from typing import Any, Literal, Self
 
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    NoError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 logger = logging.getLogger(__name__)
@@ -39,6 +46,7 @@ class KafkaSettings(BaseModel):
         ssl_cafile: The authorities that are trusted, as a PEM file; without it the system's.
         request_timeout_seconds: How long one request may take.
         replication_factor: Of topics that are created.
+        event_partitions: Of topics that are created, but the one of checkpoints.
         max_record_bytes: The longest value that is published; the broker's `max.message.bytes`
             must have room for it.
         compression_type: Of what is published; all but gzip need the package `cramjam`.
@@ -55,6 +63,7 @@ class KafkaSettings(BaseModel):
     ssl_cafile: str | None = None
     request_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3600)
     replication_factor: int = Field(default=1, ge=1, le=100)
+    event_partitions: int = Field(default=6, ge=1, le=1000)
     max_record_bytes: int = Field(default=1_000_000, ge=1024, le=100_000_000)
     compression_type: Literal["gzip", "lz4", "zstd", "snappy"] | None = None
     client_id: str | None = None
@@ -105,6 +114,7 @@ class KafkaSettings(BaseModel):
 async def create_producer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaProducer]:
     """A started producer that writes values as JSON, for `async with`.
 
+    The topics it sends to are created where they are missing, as the worker creates them.
     Idempotent, and acknowledged by all replicas in sync: what it says is published is published,
     and a retry of its own makes no second copy. On leaving, what was handed to it is sent, for at
     most `STOP_SECONDS_MAX`; whoever must know awaits the futures that `send` hands back.
@@ -133,10 +143,54 @@ async def create_producer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaProd
         await _stop(producer)
 
 
+class _Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka ships no types
+    """Creates a missing topic before the first record to it.
+
+    A broker that creates topics by itself is rightly rare in production; without this, a
+    connector's first event would fail after the request time-out.
+    """
+
+    def __init__(self, settings: KafkaSettings, **options: Any) -> None:
+        super().__init__(**settings.client_options(), **options)
+        self._verity_settings = settings
+        self._present: set[str] = set()
+
+    async def send(self, topic: str, *arguments: Any, **options: Any) -> Any:
+        """As `AIOKafkaProducer.send`."""
+        if topic not in self._present:
+            await create_topic(self._verity_settings, topic)
+            self._present.add(topic)
+        return await super().send(topic, *arguments, **options)
+
+
+async def create_topic(settings: KafkaSettings, topic: str) -> None:
+    """Create a topic if it is missing; bounded in time.
+
+    Raises:
+        KafkaError: The broker refused or could not be reached.
+    """
+    admin = AIOKafkaAdminClient(**settings.client_options())
+    try:
+        async with asyncio.timeout(settings.request_timeout_seconds):
+            await admin.start()
+            if topic in await admin.list_topics():
+                return
+            created = NewTopic(topic, settings.event_partitions, settings.replication_factor)
+            answer = await admin.create_topics([created])
+    except TimeoutError as error:
+        raise KafkaTimeoutError(f"topic {topic} could not be created in time") from error
+    finally:
+        await admin.close()
+    for _, code, *message in answer.topic_errors:
+        refused = for_code(code)
+        if refused not in (NoError, TopicAlreadyExistsError):
+            raise refused(f"topic {topic} could not be created: {message}")
+
+
 def _producer(settings: KafkaSettings) -> AIOKafkaProducer:
     try:
-        return AIOKafkaProducer(
-            **settings.client_options(),
+        return _Producer(
+            settings,
             acks="all",
             enable_idempotence=True,
             key_serializer=_key_bytes,

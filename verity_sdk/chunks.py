@@ -100,6 +100,8 @@ async def chunked(
         await asyncio.wait({gathering}, timeout=ABANDON_SECONDS)
         if not gathering.done():
             logger.error("the source ignores its cancellation and was left behind")
+        elif not gathering.cancelled():
+            gathering.exception()  # Seen: nobody asks any more how the source ended.
 
 
 @asynccontextmanager
@@ -145,7 +147,12 @@ class Watermark:
         self.is_ascending = True
 
     def pass_by(self, times: Sequence[datetime]) -> None:
-        """Take in the times of the next events."""
+        """Take in the times of the next events.
+
+        Where they break the order, it stays where it was before them: what is out of order may
+        have older company yet to come.
+        """
+        before = self.rests_at
         for at in times:
             if self._newest is None:
                 self._newest = at
@@ -155,6 +162,8 @@ class Watermark:
                 self._newest = at
             elif at < self._newest:
                 self.is_ascending = False
+        if not self.is_ascending:
+            self.rests_at = before
 
     def finish(self) -> None:
         """The pass ended normally: everything up to the newest is out."""

@@ -126,9 +126,10 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         connector_id=row["connector_id"],
         version=row["version"],
         epoch=row["epoch"],
-        last_ts=as_utc(row["last_ts"]),  # asyncpg reads -infinity as a naive time
+        # asyncpg reads the infinities as naive times, and writes datetime.max as one.
+        last_ts=as_utc(row["last_ts"]),
         cursor=row["cursor"],
-        complete_through=row["complete_through"],
+        complete_through=row["complete_through"] and as_utc(row["complete_through"]),
         seen=decode_seen(row["seen"]),
     )
 
@@ -205,7 +206,8 @@ class KafkaTopicReader:
                         if offset is None:
                             await consumer.seek_to_beginning(place)
                         else:
-                            consumer.seek(place, offset)
+                            # -1: acknowledged as a duplicate whose offset the broker forgot.
+                            consumer.seek(place, max(offset, 0))
                     unread = {
                         place for place in places if await consumer.position(place) < ends[place]
                     }

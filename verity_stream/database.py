@@ -38,6 +38,10 @@ async def database_errors(doing: str) -> AsyncIterator[None]:
         asyncpg.InsufficientPrivilegeError,
     ) as error:
         raise Denied(f"{doing}: the database refused: {error}") from error
+    except asyncpg.exceptions.ClientConfigurationError as error:
+        raise Misconfigured(
+            f"VERITY_DATABASE__DSN is no Postgres address ({type(error).__name__})"
+        ) from None
     except asyncpg.InvalidCatalogNameError as error:
         raise Misconfigured(f"VERITY_DATABASE__DSN: {error}") from error
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:

@@ -161,8 +161,8 @@ class OperationStore:
             """,
             connector_id,
             action,
-            who,
-            reason,
+            _storable(who),
+            _storable(reason),
             before,
             after,
         )
@@ -202,7 +202,7 @@ class OperationStore:
                 status.last_success_at,
                 status.last_event_at,
                 status.next_try_at,
-                status.last_error,
+                _storable(status.last_error),
                 status.event_count,
                 status.repeat_count,
                 status.dead_count,
@@ -234,3 +234,10 @@ class OperationStore:
             )
         for status in statuses:
             status.is_reported = True
+
+
+def _storable(text: str | None) -> str | None:
+    """Text that Postgres takes: one connector's error must not keep all from being reported."""
+    if text is None:
+        return None
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -117,12 +117,16 @@ class KafkaPublisher:
             options["transaction_timeout_ms"] = int(transaction_timeout.total_seconds() * 1000)
         self._options = options
         self._producer: AIOKafkaProducer | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._partition_counts: dict[str, int] = {}
         self._partitions: dict[tuple[str, bytes | None], int] = {}
 
     async def start(self) -> None:
         """Connect, fence older producers and abort what they left open."""
-        self._producer = AIOKafkaProducer(**self._options)
+        try:
+            self._producer = AIOKafkaProducer(**self._options)
+        except (RuntimeError, ValueError) as error:
+            raise Misconfigured(f"VERITY_KAFKA__…: {error}") from error
         try:
             await asyncio.wait_for(self._producer.start(), self._start_seconds)
         except TimeoutError:
@@ -213,10 +217,16 @@ class KafkaPublisher:
         return partition
 
     async def close(self) -> None:
-        """Abort what is open and disconnect; never raises, bounded in time."""
+        """Abort what is open and disconnect; never raises an error, bounded in time.
+
+        Cancelled, it goes on in the background: the transaction must not stay open.
+        """
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
+        if producer is not None:
+            self._closing = asyncio.create_task(self._close(producer))
+            await asyncio.shield(self._closing)
+
+    async def _close(self, producer: AIOKafkaProducer) -> None:
         # stop() leaves an open transaction open, which holds back every committed reader of
         # its partitions until the transaction times out: abort first.
         if self._is_transactional and producer._txn_manager.is_in_transaction():
@@ -224,8 +234,12 @@ class KafkaPublisher:
         if not await _bounded(producer.stop(), "stop"):
             # A cancelled stop() leaves the sender's task and the connections alive.
             task = producer._sender.sender_task
-            if task is not None:
-                task.cancel()
+            for _ in range(3):
+                # Cancelled once, it still waits for its requests, which wait for the broker;
+                # cancelled again, so are they.
+                if task is not None and not task.done():
+                    task.cancel()
+                    await asyncio.wait({task}, timeout=0.2)
             await _bounded(producer.client.close(), "disconnect")
 
 

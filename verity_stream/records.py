@@ -175,8 +175,15 @@ def _readable(fields: dict[str, Any]) -> str:
     try:
         return json.dumps(fields, default=repr)
     except (TypeError, ValueError, RecursionError):
-        # Keys that are no text, or an object that contains itself.
+        pass  # Keys that are no text, an object that contains itself, or too many levels.
+    try:
         return repr(fields)
+    except RecursionError:
+        shallow = {
+            name: value if isinstance(value, str | int | datetime | None) else type(value).__name__
+            for name, value in fields.items()
+        }
+        return f"{shallow!r}: the rest is nested too deeply to be written"
 
 
 def _dead_letter(
@@ -357,7 +364,7 @@ def encode_seen(seen: Seen | None) -> dict[str, Any] | None:
 
 
 def decode_seen(body: Mapping[str, Any] | None) -> Seen | None:
-    """`Seen` from a JSON value; raises KeyError, ValueError or TypeError where it is none."""
+    """`Seen` from a JSON value; raises KeyError, ValueError, TypeError or Malformed if it is none."""
     if body is None:
         return None
     start = {

@@ -136,7 +136,8 @@ class Relay:
             await self._start()
             while not self._is_halted:
                 await self._refresh()
-                await self._pull()
+                if not await self._pull():
+                    continue
                 self._status.enter(State.CAUGHT_UP)
                 await self._interruptible(
                     asyncio.sleep(self._spec.options.poll_every.total_seconds())
@@ -213,8 +214,8 @@ class Relay:
         if stored.version != self.checkpoint.version:
             await self._adopt_edit(stored)
 
-    async def _pull(self) -> None:
-        """One pass: every page until the source is caught up or the position was moved."""
+    async def _pull(self) -> bool:
+        """One pass: every page until caught up; False where the position was moved meanwhile."""
         pages = cast("Any", self._source.pages(self.checkpoint))
         async with aclosing(pages):
             while not self._is_halted:
@@ -222,10 +223,11 @@ class Relay:
                 try:
                     page = await self._interruptible(anext(pages))
                 except StopAsyncIteration:
-                    return
+                    return True
                 passing("after_fetch")
                 if not self._is_halted and not await self._relay(page):
-                    return
+                    return False
+        return True
 
     async def _relay(self, page: RelayPage) -> bool:
         """Publish and persist one page; False where an operator moved the position meanwhile."""

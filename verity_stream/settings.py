@@ -56,7 +56,6 @@ class StreamSettings(VerityConfig):
     )
 
     checkpoint_partitions: int = Field(24, ge=1, le=1000)
-    event_partitions: int = Field(6, ge=1, le=1000)
 
     page_events: int = Field(
         2000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."

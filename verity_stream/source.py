@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -145,7 +146,8 @@ class PagedSource:
         check = self._check = self._check or EventCheck(checkpoint.connector_id)
         position = Position(since=checkpoint.last_ts, cursor=checkpoint.cursor)
         last_ts, complete_through = checkpoint.last_ts, checkpoint.complete_through
-        chunks = chunked(self._connector.fetch_pages(position), _page_weight, self._limits)
+        pages = _as_yielded(self._connector.fetch_pages(position))
+        chunks = chunked(pages, _page_weight, self._limits)
         async with closing(chunks):
             async for chunk, _ in chunks:
                 if not chunk:
@@ -171,6 +173,13 @@ class PagedSource:
                     gaps=[gap for page in chunk for gap in page.gaps],
                     unpublishable=faulty,
                 )
+
+
+async def _as_yielded(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    """The pages as they are now: read ahead, a connector may go on using what it yielded."""
+    async with closing(pages):
+        async for page in pages:
+            yield replace(page, events=tuple(page.events), cursor=deepcopy(page.cursor))
 
 
 def _page_weight(page: Page) -> int:

@@ -88,7 +88,7 @@ class Topics:
             name,
             self._settings.checkpoint_partitions
             if is_checkpoints
-            else self._settings.event_partitions,
+            else kafka.event_partitions,
             kafka.replication_factor,
             topic_configs=CHECKPOINTS_CONFIG if is_checkpoints else {},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from connectors.postgres.server import Facts, Server
 from connectors.postgres.settings import PLATFORM, Settings
 from connectors.postgres.tail import LogReader, Portion, Tail, complete_through
 from verity_sdk.connector_base import PermissionSnapshot
-from verity_sdk.errors import Misconfigured
+from verity_sdk.errors import Misconfigured, Unavailable
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
 
 
@@ -46,6 +47,7 @@ class PostgresConnector(PagedConnector):
         self.settings = _settings(config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._server = Server(self.settings)
+        self._facts: Facts | None = None
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
@@ -69,14 +71,15 @@ class PostgresConnector(PagedConnector):
             page_bytes=self.settings.page_bytes,
             line_bytes=self.settings.line_bytes,
         )
-        async for portion in tail.portions(position.since):
-            # Parsing statements takes milliseconds each; the loop has heartbeats to keep.
-            lines = await asyncio.to_thread(parse_portion, portion, context)
-            cut = _first_after(lines, position.until)
-            if cut is not None:
-                yield _page_until(portion, lines, cut)
-                return
-            yield page_of(portion, lines)
+        async with aclosing(tail.portions(position.since)) as portions:
+            async for portion in portions:
+                # Parsing statements takes milliseconds each; the loop has heartbeats to keep.
+                lines = await asyncio.to_thread(parse_portion, portion, context)
+                cut = _first_after(lines, position.until)
+                if cut is not None:
+                    yield _page_until(portion, lines, cut)
+                    return
+                yield page_of(portion, lines)
 
     async def snapshot_permissions(
         self,
@@ -90,8 +93,20 @@ class PostgresConnector(PagedConnector):
         if self.settings.dsn is None:
             yield SnapshotGap("server", "dsn is missing: grants are read through a connection")
             return
-        async for row in read_permissions(self._server, self.settings):
-            yield row
+        async with aclosing(read_permissions(self._server, self.settings)) as rows:
+            async for row in rows:
+                yield row
+
+    async def check(self) -> None:
+        """See that the source answers and can be read; changes nothing.
+
+        Raises:
+            Unavailable: The server or the directory does not answer.
+            Denied: It refuses.
+            Misconfigured: It logs in a way that is not read; names every setting at fault.
+        """
+        await self._context()
+        await self._reader().list_files()
 
     async def close(self) -> None:
         """Close the connection to the observed server."""
@@ -105,11 +120,14 @@ class PostgresConnector(PagedConnector):
     async def _context(self) -> Context:
         """What the lines do not say, asked at the start of every pass: settings change."""
         settings = self.settings
-        facts: Facts | None = None
         if settings.dsn is not None:
-            facts = await self._server.facts()
-        if settings.source == "reader":
-            await self._server.check_reader()
+            try:
+                self._facts = await self._server.facts()
+            except Unavailable:
+                # The log of a server that is down is the more interesting: a directory is read on.
+                if settings.source == "reader" or self._facts is None:
+                    raise
+        facts = self._facts
         has_pgaudit = settings.statements == "pgaudit"
         if settings.statements == "auto":
             has_pgaudit = facts is not None and facts.has_pgaudit

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from importlib.resources import files
 
 from connectors.postgres.grants import DATABASE_OWNER, Grants, Membership, closure
-from connectors.postgres.server import Server, Snapshot
+from connectors.postgres.server import VERSION_SQL, Server, Snapshot, check_version
 from connectors.postgres.settings import Settings
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
@@ -16,7 +17,6 @@ from verity_sdk.pages import SnapshotGap, SnapshotScope
 INHERIT_BY_GRANT_VERSION = 160_000
 SHARED_SCOPE = "server"
 TIME_SQL = "SELECT pg_catalog.transaction_timestamp()"
-VERSION_SQL = "SELECT pg_catalog.current_setting('server_version_num')::int"
 
 
 def _sql(name: str) -> str:
@@ -25,7 +25,7 @@ def _sql(name: str) -> str:
 
 async def read_permissions(
     server: Server, settings: Settings
-) -> AsyncIterator[PermissionSnapshot | SnapshotGap | SnapshotScope]:
+) -> AsyncGenerator[PermissionSnapshot | SnapshotGap | SnapshotScope, None]:
     """Every grant, and after each part whether it was read completely.
 
     Each part (the shared one, each database) is read in one repeatable-read transaction, so it
@@ -34,9 +34,12 @@ async def read_permissions(
     Raises:
         Unavailable: The shared part could not be read.
         Denied: The server refused the login or a catalog.
+        Misconfigured: It is too old.
     """
     name = settings.server_name
     async with server.snapshot() as shared:
+        version = await shared.value(VERSION_SQL)
+        check_version(version)
         grants = await _grants(shared, name)
         predefined: set[str] = set()
         async for row in shared.rows(_sql("roles")):
@@ -44,7 +47,7 @@ async def read_permissions(
                 predefined.add(row["role"])
             for grant in grants.of_attributes(dict(row)):
                 yield grant
-        memberships = await _memberships(shared)
+        memberships = await _memberships(shared, version)
         for reach in closure(memberships):
             yield grants.of_reach(reach, is_predefined=reach.role in predefined)
         async for row in shared.rows(_sql("shared_grants")):
@@ -60,8 +63,10 @@ async def read_permissions(
         scope = f"database:{database}"
         try:
             async with server.snapshot(database) as snapshot:
-                async for grant in _read_database(snapshot, name, database, owner, memberships):
-                    yield grant
+                reading = _read_database(snapshot, name, database, owner, memberships)
+                async with aclosing(reading) as grants_there:
+                    async for grant in grants_there:
+                        yield grant
         except (Denied, Unavailable, Misconfigured) as error:
             # One closed database must not hide the others.
             yield SnapshotGap(scope, str(error))
@@ -74,8 +79,7 @@ async def _grants(snapshot: Snapshot, server: str) -> Grants:
     return Grants(server, snapshot_at.astimezone(UTC))
 
 
-async def _memberships(snapshot: Snapshot) -> list[Membership]:
-    version = await snapshot.value(VERSION_SQL)
+async def _memberships(snapshot: Snapshot, version: int) -> list[Membership]:
     sql = _sql("memberships_16" if version >= INHERIT_BY_GRANT_VERSION else "memberships_15")
     return [
         Membership(
@@ -96,7 +100,7 @@ async def _read_database(
     database: str,
     owner: str | None,
     memberships: list[Membership],
-) -> AsyncIterator[PermissionSnapshot]:
+) -> AsyncGenerator[PermissionSnapshot, None]:
     grants = await _grants(snapshot, server)
     if owner is not None:
         implicit = Membership(

@@ -18,6 +18,7 @@ from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
 SETUP_HINT = (
     "run the SQL that `verity postgres-setup` prints, as a superuser, in the dsn's database"
 )
+READER_NAMES = ("audit_reader", "list_logs", "read_log", "log_filename")
 OLDEST_VERSION = 150_000
 CLOSE_SECONDS = 5.0
 SNAPSHOT_PREFETCH = 500
@@ -42,14 +43,12 @@ class Facts:
     """What the server says about itself.
 
     Attributes:
-        version: As server_version_num: 150018 is 15.18.
         log_timezone: The zone of the log's times.
         has_pgaudit: Whether pgaudit is loaded.
         system_identifier: The cluster's identity, or None where it may not be asked.
         user: The role that the connection logged in as.
     """
 
-    version: int
     log_timezone: str
     has_pgaudit: bool
     system_identifier: str | None
@@ -95,48 +94,23 @@ class Server:
         """Ask the server about itself, and see that its log can be read.
 
         Raises:
-            Misconfigured: Too old, or it logs in a way that is not read; names the setting.
+            Misconfigured: Too old, or it logs in a way that is not read; names every setting.
+            Denied: The reader functions are needed, and are missing or may not be called.
         """
-        version = await self.value(VERSION_SQL)
-        if version < OLDEST_VERSION:
-            raise Misconfigured(
-                f"the server is PostgreSQL {version // 10_000}; jsonlog needs 15 or newer"
-            )
+        check_version(await self.value(VERSION_SQL))
         row = (await self.rows(FACTS_SQL))[0]
-        if row["logging_collector"] != "on":
-            raise Misconfigured("the server's logging_collector is off: it writes no log files")
-        destinations = {part.strip().lower() for part in row["log_destination"].split(",")}
-        if "jsonlog" not in destinations:
-            raise Misconfigured(
-                f"the server's log_destination is {row['log_destination']}: it must contain "
-                "jsonlog (csvlog and stderr are not read)"
-            )
-        language = row["lc_messages"]
-        if not is_english(language):
-            raise Misconfigured(
-                f"the server's lc_messages is {language}: log messages must be in English (C)"
-            )
+        pattern = None
+        if self._settings.source == "reader":
+            pattern = await self.value(LOG_FILENAME_SQL)
+        faults = _faults(row, pattern)
+        if faults:
+            raise Misconfigured("; ".join(faults))
         return Facts(
-            version=version,
             log_timezone=row["log_timezone"],
             has_pgaudit=row["has_pgaudit"],
             system_identifier=await self._system_identifier(),
             user=row["session_user_name"],
         )
-
-    async def check_reader(self) -> None:
-        """See that the reader functions are there and that files sort by their names.
-
-        Raises:
-            Denied: They are missing or may not be called.
-            Misconfigured: log_filename is not chronological.
-        """
-        pattern = await self.value(LOG_FILENAME_SQL)
-        if not is_chronological(pattern):
-            raise Misconfigured(
-                f"the server's log_filename is {pattern}: names must sort by time, "
-                "for example postgresql-%Y-%m-%d_%H%M%S.log"
-            )
 
     async def _system_identifier(self) -> str | None:
         try:
@@ -213,6 +187,44 @@ class Snapshot:
             return await self._connection.fetchval(sql)
 
 
+def check_version(version: int) -> None:
+    """See that the server is new enough.
+
+    Args:
+        version: As server_version_num: 150018 is 15.18.
+
+    Raises:
+        Misconfigured: It is not.
+    """
+    if version < OLDEST_VERSION:
+        raise Misconfigured(
+            f"the server is PostgreSQL {version // 10_000}; jsonlog needs 15 or newer"
+        )
+
+
+def _faults(row: Any, log_filename: str | None) -> list[str]:
+    """What keeps the log of a server with these settings from being read."""
+    faults = []
+    if row["logging_collector"] != "on":
+        faults.append("the server's logging_collector is off: it writes no log files")
+    destinations = {part.strip().lower() for part in row["log_destination"].split(",")}
+    if "jsonlog" not in destinations:
+        faults.append(
+            f"the server's log_destination is {row['log_destination']}: it must contain jsonlog "
+            "(csvlog and stderr are not read)"
+        )
+    if not is_english(row["lc_messages"]):
+        faults.append(
+            f"the server's lc_messages is {row['lc_messages']}: log messages must be in English (C)"
+        )
+    if log_filename is not None and not is_chronological(log_filename):
+        faults.append(
+            f"the server's log_filename is {log_filename}: names must sort by time, for example "
+            "postgresql-%Y-%m-%d_%H%M%S.log"
+        )
+    return faults
+
+
 def is_english(lc_messages: str) -> bool:
     """Whether a value of lc_messages leaves messages untranslated."""
     name = lc_messages.lower()
@@ -245,8 +257,9 @@ def translated() -> Iterator[None]:
     except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as error:
         raise Denied(f"the reader functions are missing: {SETUP_HINT}") from error
     except asyncpg.InsufficientPrivilegeError as error:
-        hint = f": {SETUP_HINT}" if "audit_reader" in str(error) or "log" in str(error) else ""
-        raise Denied(f"{error.message or 'permission denied'}{hint}") from error
+        message = error.message or "permission denied"
+        is_reader = any(name in message for name in READER_NAMES)
+        raise Denied(f"{message}: {SETUP_HINT}" if is_reader else message) from error
     except asyncpg.InvalidCatalogNameError as error:
         raise Misconfigured("dsn: the server has no such database") from error
     except ssl.SSLCertVerificationError as error:

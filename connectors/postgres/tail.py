@@ -6,7 +6,7 @@ into the lines beyond their newline.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -87,12 +87,16 @@ class Tail:
     page_bytes: int
     line_bytes: int
 
-    async def portions(self, since: datetime) -> AsyncIterator[Portion]:
+    async def portions(self, since: datetime) -> AsyncGenerator[Portion, None]:
         """The portions up to the end of the newest file; the last says so.
 
         Args:
             since: Chooses the first file where there is no place yet.
         """
+        # The order is what makes caught_up_at true, here and below: first the time, then the list,
+        # then the read. What was logged before `now` is in a file that was listed, and a file is
+        # not written any more once the list shows a newer one.
+        now = await self.reader.now()
         files = await self.reader.list_files()
         if self.place is None:
             first = first_file(files, since)
@@ -103,12 +107,13 @@ class Tail:
         place = await self._checked(self.place, files, gaps)
         buffer = b""  # bytes from place.offset on that are not a complete line yet
         while True:
-            now: datetime | None = None
+            # Up to what was there when the list was made, and not to an end that moves: should the
+            # server log what this reader asks of it, there would be no end.
+            if _is_covered(place, files):
+                yield Portion(place, place, gaps=tuple(gaps), caught_up_at=now)
+                return
             data = await self._read(place, buffer)
             if not data:
-                # The order is what makes caught_up_at true: first the time, then the list, then
-                # the read. What was logged before `now` is in a file that was listed, and the
-                # present file is not written any more once the list shows a newer one.
                 now = await self.reader.now()
                 files = await self.reader.list_files()
                 data = await self._read(place, buffer)
@@ -227,6 +232,18 @@ class Tail:
             scope=place.file,
             reason=f"{reason} before it was read to its end",
         )
+
+
+def _is_covered(place: Place, files: Sequence[LogFile]) -> bool:
+    """Whether all that the list shows lies before the place, in complete lines."""
+    present = next((file for file in files if file.name == place.file), None)
+    return (
+        present is not None
+        and place.offset >= present.size
+        and not place.is_inside_line
+        and newer_file(files, place) is None
+        and not perhaps_late_files(files, place)
+    )
 
 
 def complete_through(portion: Portion) -> datetime | None:

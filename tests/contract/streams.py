@@ -10,7 +10,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
 from verity_stream.publisher import KafkaPublisher
 from verity_stream.records import (
@@ -31,18 +30,18 @@ FETCHED_AT = "2026-01-01T00:00:00.000000Z"
 
 def kafka_settings(bootstrap_servers: str, **fields: Any) -> KafkaSettings:
     return KafkaSettings(
-        **{"bootstrap_servers": bootstrap_servers, "request_timeout_seconds": 5, **fields}
+        **{
+            "bootstrap_servers": bootstrap_servers,
+            "request_timeout_seconds": 5,
+            "event_partitions": 2,
+            **fields,
+        }
     )
 
 
-def stream_settings(
-    bootstrap_servers: str, dsn: str | None = None, **fields: Any
-) -> StreamSettings:
+def stream_settings(bootstrap_servers: str, **fields: Any) -> StreamSettings:
     """Settings of a worker; topics get two partitions, which is enough and quick."""
-    database = {} if dsn is None else {"database": DatabaseSettings(dsn=dsn)}
-    return StreamSettings(
-        kafka=kafka_settings(bootstrap_servers), event_partitions=2, **database, **fields
-    )
+    return StreamSettings(**{"kafka": kafka_settings(bootstrap_servers), **fields})
 
 
 def new_name() -> str:

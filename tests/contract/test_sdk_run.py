@@ -19,11 +19,19 @@ from typing import Any, Protocol
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from verity_common.kafka import KafkaSettings, create_producer
-from verity_sdk import BaseConnector, RawEvent, Unavailable, format_utc, parse_utc
+from verity_sdk import (
+    BaseConnector,
+    Malformed,
+    Misconfigured,
+    RawEvent,
+    Unavailable,
+    format_utc,
+    parse_utc,
+)
 from verity_sdk import connector_base as module
 from verity_sdk.chunks import Limits
 
@@ -455,7 +463,11 @@ async def test_cancelled_between_send_and_acknowledgement_nothing_is_saved(
     faulty = Faulty(world, hold_from=number)
     source = Source(world, ASCENDING, faulty, faulty)
     running = asyncio.create_task(source.run())
-    await faulty.is_holding.wait()
+    holding = asyncio.create_task(faulty.is_holding.wait())
+    await asyncio.wait({running, holding}, return_when=asyncio.FIRST_COMPLETED)
+    if not holding.done():
+        holding.cancel()
+        await running  # It ended too early, and says why.
     saved_before = list(faulty.saved)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -499,6 +511,26 @@ async def test_a_table_with_more_columns_works_as_well(bootstrap_servers: str, d
         source = Source(world, [1, 2])
         await source.run()
         source.events += Source(world, [1, 2, 3]).events[2:]
+        await source.run()
+        await assert_complete(world, source)
+
+
+@pytest.mark.stack
+async def test_what_aiokafka_itself_raises_says_who_must_act(
+    bootstrap_servers: str, dsn: str
+) -> None:
+    """A producer without a serializer, and payloads that no record can hold."""
+    async with real_world(bootstrap_servers, dsn, TABLES["two columns"]) as world:
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers) as bare:
+            with pytest.raises(Misconfigured, match="value_serializer"):
+                await Source(world, [1], producer=bare).run()
+        for payload in ({"x": object()}, {"x": "y" * 2_000_000}):
+            source = Source(world, [1, 2, 3])
+            source.events[2].raw_payload = payload
+            with pytest.raises(Malformed, match="'e2'"):
+                await source.run()
+            assert await world.checkpoint() == at(2)
+        source.events[2].raw_payload = {"n": 2}
         await source.run()
         await assert_complete(world, source)
 

@@ -526,7 +526,6 @@ async def test_an_edit_while_the_connector_stands_still_wins_at_the_next_start()
     world.check(are_repeats_allowed=True)
 
 
-@pytest.mark.xfail(strict=True, reason="Relay.run waits poll_every before it follows an edit")
 async def test_after_an_edit_the_next_pass_begins_at_once() -> None:
     """A rewind of a connector that is polled daily must not wait a day, shown as caught up."""
     world = World("cursor")

@@ -359,6 +359,43 @@ async def test_a_backfill_ends_at_its_bound_and_its_cursor_loses_nothing(pg18: T
         assert "'first'" not in str(rest)
 
 
+async def test_the_check_names_every_fault_at_once(pg18: TestServer) -> None:
+    async with connector(pg18) as reader:
+        await reader.check()
+        real = reader._server.rows
+
+        async def rows(sql: str, *arguments: Any) -> Any:
+            wrong = {
+                "log_destination": "csvlog",
+                "lc_messages": "fr_FR",
+                "logging_collector": "off",
+            }
+            return [{**dict(r), **wrong} if "lc_messages" in r else r for r in await real(sql)]
+
+        reader._server.rows = rows  # type: ignore[method-assign]
+        with pytest.raises(Misconfigured) as raised:
+            await reader.check()
+        for setting in ["log_destination", "lc_messages", "logging_collector"]:
+            assert setting in str(raised.value)
+
+
+async def test_the_directory_of_a_server_that_went_down_is_read_on(pg18: TestServer) -> None:
+    directory = {"source": "directory", "log_directory": str(pg18.log_directory)}
+    async with connector(pg18, **directory) as reader:
+        since = datetime.now(UTC)
+        assert await one_pass(reader, None, since)
+
+        async def down(sql: str, *arguments: Any) -> Any:
+            raise Unavailable("the server cannot be reached")
+
+        reader._server.rows = down  # type: ignore[method-assign]
+        assert await one_pass(reader, None, since)
+    async with connector(pg18, **directory) as fresh:
+        fresh._server.rows = down  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            await one_pass(fresh, None, since)
+
+
 async def test_a_broken_connection_is_unavailable_once_and_then_replaced(pg18: TestServer) -> None:
     async with connector(pg18) as reader, connected(pg18) as boss:
         since = datetime.now(UTC)
@@ -374,6 +411,16 @@ async def test_a_broken_connection_is_unavailable_once_and_then_replaced(pg18: T
         except Unavailable:
             pass  # noticed only when it was used
         assert await one_pass(reader, None, since)
+
+
+async def test_an_answer_that_does_not_come_in_time_costs_the_connection(pg18: TestServer) -> None:
+    """Whatever state it is in: behind a firewall that swallows packets it would hang for ever."""
+    async with connector(pg18, query_timeout="300ms") as reader:
+        before = await reader._server.value("SELECT pg_backend_pid()")
+        assert await reader._server.value("SELECT pg_backend_pid()") == before, "kept"
+        with pytest.raises(Unavailable, match="in time"):
+            await reader._server.value("SELECT pg_sleep(30)")
+        assert await reader._server.value("SELECT pg_backend_pid()") != before
 
 
 async def test_without_the_reader_functions_the_hint_names_the_command(pg18: TestServer) -> None:
@@ -565,6 +612,7 @@ EXPECTED_GRANTS = [
     ("p_ann", "role:p_analysts", "USAGE", "direct"),
     ("p_carl", "role:p_analysts", "ADMIN", "direct"),
     ("p_reader", "role:pg_read_all_data", "USAGE", "direct"),
+    ("p_owner", "owned_database/role:pg_database_owner", "USAGE", "owner"),
 ]
 
 
@@ -594,8 +642,8 @@ async def snapshot(running: TestServer, **settings: Any) -> list[Any]:
         return [row async for row in reader.snapshot_permissions()]
 
 
-async def grants_of(running: TestServer) -> list[PermissionSnapshot]:
-    rows = await snapshot(running, databases=["postgres"])
+async def grants_of(running: TestServer, database: str = "postgres") -> list[PermissionSnapshot]:
+    rows = await snapshot(running, databases=[database])
     return [row for row in rows if isinstance(row, PermissionSnapshot)]
 
 
@@ -700,7 +748,7 @@ async def test_the_snapshot_explains_every_answer_of_has_table_privilege(
 
 
 async def test_the_snapshot_explains_every_answer_of_pg_has_role(granted: TestServer) -> None:
-    rows = await grants_of(granted)
+    rows = await grants_of(granted, "owned_database")
     said = {
         (r.principal_ref, f"pg:db1/role:{r.asset_ref.rsplit('role:', 1)[1]}", r.privilege)
         for r in rows
@@ -708,7 +756,7 @@ async def test_the_snapshot_explains_every_answer_of_pg_has_role(granted: TestSe
     }
     members = {(member, role) for member, role, _ in said}
     supers = {r.principal_ref for r in rows if r.privilege == "SUPERUSER"}
-    async with connected(granted) as boss:
+    async with connected(granted, database="owned_database") as boss:
         version = int(await boss.fetchval("SHOW server_version_num"))
         privileges = ["MEMBER", "USAGE", *(["SET"] if version >= 160_000 else [])]
         answers = await boss.fetch(

@@ -124,30 +124,117 @@ def test_a_cut_last_line_that_is_followed_by_a_newer_file_is_rejected() -> None:
     assert (rejected.data, rejected.reference) == (b"half a li", "a.json:2")
 
 
-def test_the_end_is_judged_by_a_time_and_a_list_from_before_the_read() -> None:
-    """Lines written and files rotated while the pass ends are read, or later than its promise."""
-    log = FakeLog(a=b"1\n")
-    steps = iter([(3, "a.json", b"103\n"), (4, "b.json", b"104\n")])
-    reads = 0
+class LiveLog(FakeLog):
+    """A log whose server acts between any two questions that the reader asks."""
 
-    def write() -> None:
-        nonlocal reads
-        reads += 1
-        for after, name, data in steps:
-            log.files[name] = log.files.get(name, b"") + data
-            if reads >= after:
-                break
+    def __init__(self, acts: dict[int, str]) -> None:
+        super().__init__(a=b"1\n")
+        self.acts = acts
+        self.step = 0
+        self.current = "a.json"
+        self.written = [b"1\n"]
 
-    log.before_read = write
-    portions = run(log)
-    last = portions[-1]
-    read = lines_of(portions)
-    everything = log.files["a.json"].splitlines(True) + log.files.get("b.json", b"").splitlines(
-        True
-    )
-    assert last.caught_up_at is not None
-    unread = everything[len(read) :]
-    assert all(time_of(line) >= last.caught_up_at for line in unread)  # type: ignore[operator]
+    def tick(self) -> None:
+        self.seconds += 1
+        acts = self.acts.get(self.step, "")
+        self.step += 1
+        for act in acts.split(" and "):
+            self.do(act)
+
+    def do(self, act: str) -> None:
+        if act == "rotate":
+            self.current = f"{chr(ord(self.current[0]) + 1)}.json"
+            self.files[self.current] = b""
+        elif act == "write":
+            line = b"%d\n" % self.seconds
+            self.files[self.current] += line
+            self.written.append(line)
+        elif act == "write half":
+            self.files[self.current] += b"%d" % self.seconds
+        elif act == "other half":
+            self.files[self.current] += b" words\n"
+
+    async def now(self) -> datetime:
+        self.tick()
+        return at(self.seconds)
+
+    async def list_files(self) -> Sequence[LogFile]:
+        self.tick()
+        return await super().list_files()
+
+    async def read(self, name: str, offset: int, length: int) -> bytes | None:
+        self.tick()
+        return await super().read(name, offset, length)
+
+
+_ACTS = ["write", "rotate", "write and rotate", "rotate and write"]
+
+
+@pytest.mark.parametrize("second", _ACTS)
+@pytest.mark.parametrize("first", _ACTS)
+def test_whatever_the_server_does_meanwhile_nothing_is_lost_nor_promised_too_early(
+    first: str, second: str
+) -> None:
+    """The server acts between any two questions; a second pass goes on from the first's cursor.
+
+    This is what the order of the last questions (time, list, read) is for.
+    """
+    for one in range(12):
+        for two in range(one + 1, 13):
+            for three in range(two + 1, 14):
+                log = LiveLog({one: first, two: second, three: "write"})
+                portions = run(log)
+                read = lines_of(portions)
+                promise = portions[-1].caught_up_at
+                assert promise is not None
+                late = [line for line in log.written[len(read) :] if time_of(line) <= promise]  # type: ignore[operator]
+                assert not late, (one, two, three)
+                log.acts = {}
+                again = run(log, portions[-1].end)
+                assert read + lines_of(again) == log.written, (one, two, three)
+                assert not any(p.gaps or p.rejected for p in [*portions, *again])
+
+
+def test_a_pass_ends_although_the_server_logs_what_it_is_asked() -> None:
+    """Without the settings of the installer every question writes a line that can be read."""
+    log = LiveLog(dict.fromkeys(range(10_000), "write"))
+    portions = run(log, size=10, records=1)
+    assert log.step < 100
+    assert portions[-1].caught_up_at is not None
+    log.acts = {}
+    assert lines_of(portions) + lines_of(run(log, portions[-1].end)) == log.written
+
+
+@pytest.mark.parametrize("end", ["other half", "other half and rotate", "other half and write"])
+def test_a_line_that_is_written_in_two_halves_is_read_whole(end: str) -> None:
+    for one in range(12):
+        for two in range(one + 1, 14):
+            log = LiveLog({one: "write half", two: end})
+            portions = run(log)
+            half_is_waiting = one < log.step <= two
+            promise = portions[-1].caught_up_at
+            if half_is_waiting:
+                log.step = two
+            again = run(log, portions[-1].end)
+            if promise is not None:
+                assert all(time_of(line) >= promise for line in lines_of(again))  # type: ignore[operator]
+            everything = b"".join(log.files[name] for name in sorted(log.files))
+            read = b"".join(lines_of(portions) + lines_of(again))
+            assert everything.startswith(read), (one, two)
+            assert b"\n" not in everything[len(read) :], (one, two)
+            assert not any(p.gaps or p.rejected for p in [*portions, *again]), (one, two)
+
+
+def test_inside_a_line_that_is_too_long_nothing_is_promised() -> None:
+    portions = run(FakeLog(a=b"1\n" + b"x" * 3000), size=5000, longest=1024)
+    assert portions[-1].end.is_inside_line
+    assert portions[-1].caught_up_at is None
+
+
+def test_a_late_file_is_found_when_all_else_was_read_before() -> None:
+    log = FakeLog(f0245=b"2\n", f0210=b"3\n")
+    log.modified = {"f0245.json": at(2), "f0210.json": at(3)}
+    assert lines_of(run(log, Place("f0245.json", 2, newest_at=at(2)))) == [b"3\n"]
 
 
 def test_a_file_that_has_gone_is_a_gap_up_to_the_next_one() -> None:

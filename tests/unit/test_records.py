@@ -224,7 +224,6 @@ def test_what_cant_be_published_becomes_a_dead_letter(fields: dict[str, Any]) ->
         assert total_bytes(record) <= BYTES_MAX
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="_readable falls back to repr")
 def test_a_payload_nested_too_deeply_for_python_becomes_a_dead_letter() -> None:
     """orjson reads 1024 levels from a source; repr() and json.dumps() then give up."""
     assert whole(dead_event(ORIGIN, event(raw_payload=nested(5000)), "nested", 5000).records)

@@ -119,7 +119,7 @@ def validate(findings: Findings) -> tuple[StreamSettings | None, Sequence[Connec
     specs: Sequence[ConnectorSpec] = []
     try:
         specs = load_connectors(path)
-        findings.good.append(f"{path}: {len(specs)} connectors")
+        findings.good.append(f"{path}: connectors: {len(specs)}")
     except Misconfigured as error:
         findings.add("", error)
     return settings, specs
@@ -178,8 +178,8 @@ async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findi
         findings.add(
             where,
             Misconfigured(
-                f"VERITY_KAFKA__REPLICATION_FACTOR={kafka.replication_factor}, but the cluster "
-                f"has {brokers} brokers"
+                f"VERITY_KAFKA__REPLICATION_FACTOR={kafka.replication_factor} is more than the "
+                f"cluster's brokers: {brokers}"
             ),
         )
     if partitions not in (None, settings.checkpoint_partitions):
@@ -191,7 +191,7 @@ async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findi
             ),
         )
     if not findings.faults:
-        findings.good.append(f"{where}answers, {brokers} brokers")
+        findings.good.append(f"{where}answers, brokers: {brokers}")
 
 
 async def _check_database(settings: StreamSettings, pool: Any, findings: Findings) -> None:

@@ -1,5 +1,6 @@
 """`verity dev`: Kafka and PostgreSQL for the desk."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -7,7 +8,10 @@ import time
 from pathlib import Path
 
 import click
+from pydantic import SecretStr
 
+from verity_common.config import DatabaseSettings
+from verity_stream.database import create_pool, migrate
 from verity_stream.stack import (
     DATABASE_VARIABLE,
     KAFKA_PORT,
@@ -66,8 +70,18 @@ def up(directory: Path, kafka_port: int | None, postgres_port: int | None, timeo
     if "postgres" in external:
         click.echo(f"PostgreSQL  as {DATABASE_VARIABLE} says")  # its password is not ours to print
     else:
+        # So that a connector's own run() finds its table, before any worker ran.
+        asyncio.run(_create_tables(address.dsn))
         click.echo(f"PostgreSQL  {address.dsn}  (verity is a superuser, on this machine only)")
     click.echo(f"Ready after {time.monotonic() - began_at:.1f} s, data in {stack.directory}")
+
+
+async def _create_tables(dsn: str) -> None:
+    pool = await create_pool(DatabaseSettings(dsn=SecretStr(dsn)))
+    try:
+        await migrate(pool)
+    finally:
+        await pool.close()
 
 
 @dev.command()

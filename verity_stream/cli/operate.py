@@ -146,7 +146,8 @@ def resume(connector_id: str, reason: str | None) -> None:
 def snapshot(connector_id: str, reason: str | None) -> None:
     """Ask for a permission snapshot of CONNECTOR.
 
-    It comes beside the regular ones: its worker takes it as soon as the connector runs. `verity connectors` shows when it is done.
+    It comes beside the regular ones: the worker takes it as soon as the connector runs.
+    `verity connectors` shows when it is done.
     """
     settings = _settings()
     _require_known(connector_id, _specs(settings))

@@ -18,8 +18,8 @@ from rich.text import Text
 from verity_stream.settings import StreamSettings, _resolve_secrets
 
 WIDTH_WITHOUT_TERMINAL = 200
-SECRET_LENGTH_MIN = 4
-"""Shorter values stand in too many words to be worth hiding."""
+SECRET_LENGTH_MIN = 8
+"""Shorter values, such as the `verity` of a desk's database, stand in too many other words."""
 HIDDEN = "***"
 
 

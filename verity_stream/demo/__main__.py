@@ -79,9 +79,12 @@ def main(directory: Path, keep: bool) -> None:
         asyncpg.PostgresError,
     ) as error:
         progress.console.print(f"The demo failed: {error}", style="bold red", markup=False)
+        progress.say(f"the servers' data and the workers' logs stay in {directory}")
         sys.exit(DIFFERED)
     if keep and has_held:
         progress.say(f"both servers still run; `verity dev down --dir {directory}` stops them")
+    if not has_held:
+        progress.say(f"the servers' data and the workers' logs stay in {directory}")
     progress.say("done")
     sys.exit(0 if has_held else DIFFERED)
 

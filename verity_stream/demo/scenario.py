@@ -46,7 +46,7 @@ SESSION_SECONDS = 3
 """The killed worker keeps its partitions for so long; the broker's least is lowered to it."""
 KAFKA_SETTINGS = {"group.min.session.timeout.ms": str(SESSION_SECONDS * 1000)}
 
-START_SECONDS = 40.0
+START_SECONDS = 60.0
 CATCH_UP_SECONDS = 60.0
 POLL_SECONDS = 0.1
 

@@ -132,9 +132,9 @@ def proof_lines(proof: Proof) -> Text:
         f"passwords in the topic {proof.leak_count}\n"
     )
     if proof.differences:
-        text.append("It did not hold:\n", style="bold red")
+        text.append("It did not hold:", style="bold red")
         for difference in proof.differences:
-            text.append(f"  {difference}\n", style="red")
+            text.append(f"\n  {difference}", style="red")
     else:
         text.append("It held: exactly once, across a kill -9.", style="bold green")
     return text

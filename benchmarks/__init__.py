@@ -1,0 +1,1 @@
+"""Scripts that measure; nothing here asserts a time. `make bench` runs `benchmarks.run`."""

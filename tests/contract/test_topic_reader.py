@@ -1,0 +1,222 @@
+"""`KafkaTopicReader` on the real broker: what it reads back is what was committed, all of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from contract.streams import (
+    checkpoint_of,
+    kafka_settings,
+    neighbour,
+    new_name,
+    new_topic,
+    publisher,
+    record,
+    watermarks,
+)
+
+from verity_common.kafka import KafkaSettings
+from verity_sdk.errors import Malformed, Unavailable
+from verity_stream import checkpoints as checkpoints_module
+from verity_stream.checkpoints import KafkaTopicReader
+from verity_stream.placement import partition_for
+from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
+
+pytestmark = pytest.mark.stack
+
+PARTITIONS = 24
+
+
+@pytest.fixture
+async def kafka(bootstrap_servers: str) -> KafkaSettings:
+    await new_topic(bootstrap_servers)  # … and the checkpoints topic with it.
+    return kafka_settings(bootstrap_servers)
+
+
+@pytest.fixture
+def reader(kafka: KafkaSettings) -> KafkaTopicReader:
+    return KafkaTopicReader(kafka, PARTITIONS)
+
+
+async def publish(kafka: KafkaSettings, connector: str, *pages: list[Record]) -> list[Offsets]:
+    one = publisher(kafka, connector)
+    await one.start()
+    try:
+        return [await one.publish(page) for page in pages]
+    finally:
+        await one.close()
+
+
+async def abort(kafka: KafkaSettings, connector: str, page: list[Record]) -> None:
+    """A page that was acknowledged and then aborted."""
+    one = publisher(kafka, connector)
+    await one.start()
+
+    def fail(_: Offsets) -> Record:
+        raise ValueError("inside the page")
+
+    with pytest.raises(ValueError, match="inside the page"):
+        await one.publish(page, fail)
+    await one.close()
+
+
+async def test_a_connector_without_a_record_has_none(reader: KafkaTopicReader) -> None:
+    assert await reader.last_checkpoint(new_name()) is None
+
+
+async def test_the_last_committed_checkpoint_wins_over_older_and_aborted_ones(
+    kafka: KafkaSettings, reader: KafkaTopicReader
+) -> None:
+    connector = new_name()
+    await publish(kafka, connector, *([checkpoint_of(connector, n)] for n in range(1, 8)))
+    await abort(kafka, connector, [checkpoint_of(connector, 8)])
+    other = neighbour(connector, partition_for)
+    await publish(kafka, other, [checkpoint_of(other, 99)])
+    found = await reader.last_checkpoint(connector)
+    assert found is not None
+    assert found.version == 7
+
+
+async def test_it_is_found_above_an_open_transaction_of_another_connector(
+    kafka: KafkaSettings, reader: KafkaTopicReader
+) -> None:
+    """Up to the last stable offset, as a reader of committed records sees the end, it is not."""
+    connector = new_name()
+    partition = partition_for(connector, PARTITIONS)
+    other = AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers,
+        transactional_id=new_name(),
+        transaction_timeout_ms=30_000,
+    )
+    await publish(kafka, connector, [checkpoint_of(connector, 1)])
+    await other.start()
+    try:
+        await other.begin_transaction()
+        await other.send_and_wait(CHECKPOINTS_TOPIC, b"{}", key=b"other", partition=partition)
+        await publish(kafka, connector, *([checkpoint_of(connector, n)] for n in range(2, 8)))
+        stable, high = (await watermarks(kafka.bootstrap_servers, CHECKPOINTS_TOPIC))[partition]
+        assert high - stable > 6, "versions 2 to 7 stand above the last stable offset"
+        reading = asyncio.create_task(reader.last_checkpoint(connector))
+        done, _ = await asyncio.wait({reading}, timeout=0.5)
+        assert not done, "it waits for the other transaction's end"
+        await other.abort_transaction()
+        found = await asyncio.wait_for(reading, 20)
+    finally:
+        await other.stop()
+    assert found is not None
+    assert found.version == 7
+
+
+async def test_reading_back_does_not_wait_for_ever(
+    kafka: KafkaSettings, reader: KafkaTopicReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "READ_SECONDS", 0.5)
+    connector = new_name()
+    other = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=new_name())
+    await other.start()
+    try:
+        await other.begin_transaction()
+        await other.send_and_wait(
+            CHECKPOINTS_TOPIC,
+            b"{}",
+            key=b"other",
+            partition=partition_for(connector, PARTITIONS),
+        )
+        with pytest.raises(Unavailable, match="stays open"):
+            await reader.last_checkpoint(connector)
+        await other.abort_transaction()
+    finally:
+        await other.stop()
+
+
+async def test_a_deleted_record_is_none_and_a_broken_one_malformed(
+    kafka: KafkaSettings, reader: KafkaTopicReader
+) -> None:
+    connector = new_name()
+    await publish(kafka, connector, [checkpoint_of(connector, 1)])
+    tombstone = checkpoint_of(connector, 2)._replace(value=None)
+    await publish(kafka, connector, [tombstone])
+    assert await reader.last_checkpoint(connector) is None
+    await publish(kafka, connector, [tombstone._replace(value=b"?")])
+    with pytest.raises(Malformed):
+        await reader.last_checkpoint(connector)
+
+
+async def test_ids_are_read_from_headers_mine_only_committed_only_from_these_offsets(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    topic, mine, other = await new_topic(bootstrap_servers), new_name(), new_name()
+
+    def of(connector: str, *numbers: int) -> list[Record]:
+        # One key, so one partition: offsets are easy to tell.
+        return [record(topic, n, connector, key=b"k", value=b"no JSON") for n in numbers]
+
+    first, second, _ = await publish(kafka, mine, of(mine, 1, 2), of(mine, 3), of(mine, 4))
+    await publish(kafka, other, of(other, 5))
+    await abort(kafka, mine, of(mine, 6))
+    letter = record(topic, 0, mine, key=b"k")._replace(
+        headers=[("dead_id", "é:1".encode()), ("connector_id", mine.encode())]
+    )
+    await publish(kafka, mine, [letter])
+    (partition,) = first[topic]
+    assert await reader.published_ids(mine, {topic: {partition: 0}}) == [
+        *("e1", "e2", "e3", "e4", "é:1")
+    ]
+    assert await reader.published_ids(mine, {topic: {partition: second[topic][partition][0]}}) == [
+        *("e3", "e4", "é:1")
+    ]
+    assert await reader.published_ids(other, {topic: {partition: 0}}) == ["e5"]
+    assert await reader.published_ids(mine, {}) == []
+    # The page of an empty partition beside it holds nothing back.
+    assert len(await reader.published_ids(mine, {topic: {0: 0, 1: 0}})) == 5
+
+
+@pytest.mark.parametrize("offset", [0, 5, 1_000_000])
+async def test_a_topic_that_was_recreated_empty_holds_no_ids(
+    reader: KafkaTopicReader, bootstrap_servers: str, offset: int
+) -> None:
+    """aiokafka's stop() raises CancelledError if nothing was awaited since assign()."""
+    topic = await new_topic(bootstrap_servers)
+    assert await reader.published_ids("c", {topic: {0: offset, 1: offset}}) == []
+
+
+async def test_an_offset_that_was_never_known_reads_from_the_beginning(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    """-1: the broker acknowledged a batch as a duplicate and no longer knew where it stands."""
+    topic, mine = await new_topic(bootstrap_servers), new_name()
+    ((partition, _),) = (await publish(kafka, mine, [record(topic, 1, mine)]))[0][topic].items()
+    assert await reader.published_ids(mine, {topic: {partition: -1}}) == ["e1"]
+
+
+async def test_offsets_that_retention_removed_read_what_is_left(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    topic, mine = await new_topic(bootstrap_servers), new_name()
+    pages = [[record(topic, n, mine, key=b"k")] for n in range(4)]
+    taken = await publish(kafka, mine, *pages)
+    ((partition, (cut, _)),) = taken[2][topic].items()
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_records(
+            {TopicPartition(topic, partition): RecordsToDelete(before_offset=cut)}
+        )
+    finally:
+        await admin.close()
+    assert await reader.published_ids(mine, {topic: {partition: 0}}) == ["e2", "e3"]
+
+
+async def test_a_topic_that_is_gone_is_unavailable(bootstrap_servers: str) -> None:
+    kafka = kafka_settings(bootstrap_servers, request_timeout_seconds=0.5)
+    with pytest.raises(Unavailable):
+        await KafkaTopicReader(kafka, PARTITIONS).published_ids("c", {new_name(): {0: 0}})
+
+
+async def test_a_broker_that_is_not_there_is_unavailable() -> None:
+    reader = KafkaTopicReader(kafka_settings("localhost:1"), PARTITIONS)
+    with pytest.raises(Unavailable):
+        await reader.last_checkpoint("c")
