@@ -59,7 +59,9 @@ def as_verity_error(error: BaseException) -> VerityError:
     """The one of the five errors that says who must act on an error of Kafka's client."""
     if isinstance(error, VerityError):
         return error
-    what = f"{type(error).__name__}: {error}".strip(": ")
+    what = str(error)
+    if not what.startswith(type(error).__name__):
+        what = f"{type(error).__name__}: {what}".strip(": ")
     if isinstance(error, kafka_errors.ProducerFenced):
         return Fenced("a newer producer has this connector's transactional id")
     if isinstance(

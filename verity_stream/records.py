@@ -198,10 +198,10 @@ def _dead_letter(
     """Cut the data into parts that fit a record; `sha256` and `parts` prove a whole one."""
     digest = hashlib.sha256(data).hexdigest()
     # Cleaned, so that it reads back from the header as it is, and is never too long for one.
-    dead_id = f"{digest}:{_clean(reference or '')}"
+    dead_id = f"{digest}:{clean(reference or '')}"
     headers = [("dead_id", dead_id.encode()), *origin.headers("dead_letter/1")]
     if event_id is not None:
-        headers.insert(0, ("event_id", _clean(event_id).encode()))
+        headers.insert(0, ("event_id", clean(event_id).encode()))
     parts = max(1, -(-len(data) // part_bytes))
     records = []
     for part in range(parts):
@@ -209,8 +209,8 @@ def _dead_letter(
         body: dict[str, Any] = {
             "platform": origin.platform,
             "connector_id": origin.connector_id,
-            "reason": _clean(reason),
-            "reference": None if reference is None else _clean(reference),
+            "reason": clean(reason),
+            "reference": None if reference is None else clean(reference),
             "fetched_at": origin.fetched_at,
             "size_bytes": len(data),
             "sha256": digest,
@@ -234,7 +234,7 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that fits a JSON string and a line: nothing a source says can break a record."""
     return _utf8(text).decode()[:2000]
 
@@ -247,8 +247,8 @@ def gap_record(origin: Origin, gap: Gap) -> Record:
             "connector_id": origin.connector_id,
             "from_at": None if gap.from_at is None else format_utc(as_utc(gap.from_at)),
             "to_at": None if gap.to_at is None else format_utc(as_utc(gap.to_at)),
-            "scope": _clean(gap.scope),
-            "reason": _clean(gap.reason),
+            "scope": clean(gap.scope),
+            "reason": clean(gap.reason),
             "recorded_at": origin.fetched_at,
         }
     )
@@ -364,7 +364,7 @@ def encode_seen(seen: Seen | None) -> dict[str, Any] | None:
 
 
 def decode_seen(body: Mapping[str, Any] | None) -> Seen | None:
-    """`Seen` from a JSON value; raises KeyError, ValueError, TypeError or Malformed if it is none."""
+    """`Seen` from JSON; raises KeyError, ValueError, TypeError or Malformed if it is none."""
     if body is None:
         return None
     start = {

@@ -43,6 +43,7 @@ logger = structlog.get_logger(__name__)
 HALT_SECONDS = 2.5
 """A page in hand gets this long to finish before its relay is cancelled."""
 CANCEL_SECONDS = 2.0
+SIGN_OF_LIFE_EVERY = timedelta(seconds=10)
 SUMMARY_EVERY = timedelta(minutes=1)
 FENCED_RETRY = timedelta(seconds=5)
 RETRY_AFTER_MAX = timedelta(hours=1)
@@ -114,7 +115,7 @@ class ConnectorRunner:
         self._store: PostgresCheckpoints | None = None
         self._operation: OperationStore | None = None
         self._is_database_down = False
-        self._summarised_at = utc_now()
+        self._summarised_at = self._reported_at = utc_now()
 
     async def start(self) -> None:
         """Connect to Postgres, see to its migrations, and create the topics.
@@ -371,18 +372,24 @@ class ConnectorRunner:
                 task.exception()  # Seen: its relay was stopping anyway.
 
     async def _report(self) -> None:
-        """Write changed statuses to Postgres, for `verity connectors`."""
+        """Write changed statuses to Postgres, and all from time to time: a sign of life."""
         assert self._operation is not None  # noqa: S101 - start() comes first
+        is_alive = utc_now() - self._reported_at >= SIGN_OF_LIFE_EVERY
         changed = [
             one.status
             for one in self._connectors
-            if not one.status.is_reported
-            and (self._is_mine(one) or one.status.state is State.STOPPED)
+            if (is_alive and self._is_mine(one))
+            or (
+                not one.status.is_reported
+                and (self._is_mine(one) or one.status.state is State.STOPPED)
+            )
         ]
         if not changed or self._is_database_down:
             return
         try:
             await self._operation.report(changed)
+            if is_alive:
+                self._reported_at = utc_now()
         except (Unavailable, Denied, Misconfigured) as error:
             logger.debug("runner.unreported", error=str(error))
 

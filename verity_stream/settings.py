@@ -172,14 +172,20 @@ class _Faults(Exception):
 def _load_connector(
     connector_id: str, table: Mapping[str, Any], types: Mapping[str, EntryPoint]
 ) -> ConnectorSpec:
+    faults: list[str] = []
     try:
         options = ConnectorOptions.model_validate(table)
     except ValidationError as error:
-        raise _Faults(*_faults(error)) from None
+        faults += _faults(error)
+        # With the other options' defaults, so that the type's own faults are named as well.
+        options = ConnectorOptions(type=str(table.get("type", "")))
+    if not options.type:
+        raise _Faults(*faults)
     point = types.get(options.type)
     if point is None:
         known = ", ".join(sorted(types)) or "none"
-        raise _Faults(f"type: no connector type {options.type!r} is installed (known: {known})")
+        unknown = f"type: no connector type {options.type!r} is installed (known: {known})"
+        raise _Faults(*faults, unknown)
     try:
         cls = point.load()
     except Exception as error:
@@ -192,7 +198,12 @@ def _load_connector(
     platform = str(getattr(cls, "PLATFORM", options.type))
     if not is_valid_name(platform):
         raise _Faults(f"type: PLATFORM {platform!r} can't be part of a topic's name")
-    config = _connector_config(connector_id, table, cls)
+    try:
+        config = _connector_config(connector_id, table, cls)
+    except _Faults as found:
+        raise _Faults(*faults, *found.faults) from None
+    if faults:
+        raise _Faults(*faults)
     return ConnectorSpec(connector_id, cls, platform, config, options)
 
 

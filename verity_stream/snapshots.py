@@ -26,6 +26,7 @@ from verity_stream.publisher import Publisher
 from verity_stream.records import (
     Origin,
     Record,
+    clean,
     dead_event,
     grant_body,
     snapshot_record,
@@ -47,6 +48,11 @@ class SnapshotResult:
     dead_count: int = 0
     scopes_read: list[str] = field(default_factory=list)
     gaps: list[SnapshotGap] = field(default_factory=list)
+
+    @property
+    def scopes_tried(self) -> list[str]:
+        """What was read, and what was denied."""
+        return [*self.scopes_read, *(gap.scope for gap in self.gaps)]
 
     @property
     def is_complete(self) -> bool:
@@ -100,8 +106,10 @@ async def publish_snapshot(
         "is_complete": result.is_complete,
         "grant_count": result.grant_count,
         "dead_count": result.dead_count,
-        "scopes_tried": [*result.scopes_read, *(gap.scope for gap in result.gaps)],
-        "scopes_denied": [{"scope": gap.scope, "reason": gap.reason} for gap in result.gaps],
+        "scopes_tried": [clean(scope) for scope in result.scopes_tried],
+        "scopes_denied": [
+            {"scope": clean(gap.scope), "reason": clean(gap.reason)} for gap in result.gaps
+        ],
     }
     await publisher.publish([mark("end", end)])
     (log.info if result.is_complete else log.error)(

@@ -173,7 +173,6 @@ async def test_snapshots_of_one_connector_follow_each_other(bootstrap_servers: s
     assert len({body["snapshot_id"] for body in bodies(records)}) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="scopes and reasons of snapshot gaps are not cleaned")
 async def test_a_reason_that_is_no_utf_8_does_not_take_the_end_away(
     bootstrap_servers: str,
 ) -> None:

@@ -154,7 +154,8 @@ class TopicReader:
                 if TOPIC not in await consumer.topics():
                     self._is_new = True  # The example's producer will create it.
                     return []
-                numbers = consumer.partitions_for_topic(TOPIC)
+                while not (numbers := consumer.partitions_for_topic(TOPIC)):
+                    await consumer._client.force_metadata_update()
                 partitions = [TopicPartition(TOPIC, number) for number in numbers]
                 ends = await consumer.end_offsets(partitions)
                 consumer.assign(partitions)

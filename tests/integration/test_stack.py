@@ -119,7 +119,7 @@ def test_command_line_from_up_to_wipe(tmp_path: Path) -> None:
         assert json.loads(verity_dev("status", "--json")) == first
 
         assert "Kafka Server started" in verity_dev("logs", "kafka", "-n", "50")
-        assert "ready to accept connections" in verity_dev("logs", "postgres")
+        assert "ready to accept connections" in verity_dev("logs", "postgres", "-n", "1000")
 
         verity_dev("down")
         verity_dev("down")

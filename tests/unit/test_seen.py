@@ -139,6 +139,9 @@ class WindowMachine(RuleBasedStateMachine):
     def same_as_the_model(self) -> None:
         assert len(self.window) == len({one for page, _ in self.pages for one in page})
         assert all(one in self.window for page, _ in self.pages for one in page)
+        seen = self.window.seen()
+        newest = max((newest for _, newest in self.pages), default=None)
+        assert (None if seen is None else seen.newest_at) == newest
 
 
 TestWindow = WindowMachine.TestCase

@@ -70,8 +70,9 @@ def up(directory: Path, kafka_port: int | None, postgres_port: int | None, timeo
     if "postgres" in external:
         click.echo(f"PostgreSQL  as {DATABASE_VARIABLE} says")  # its password is not ours to print
     else:
-        # So that a connector's own run() finds its table, before any worker ran.
-        asyncio.run(_create_tables(address.dsn))
+        if running["postgres"] is None:
+            # So that a connector's own run() finds its table, before any worker ran.
+            asyncio.run(_create_tables(address.dsn))
         click.echo(f"PostgreSQL  {address.dsn}  (verity is a superuser, on this machine only)")
     click.echo(f"Ready after {time.monotonic() - began_at:.1f} s, data in {stack.directory}")
 

@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +33,8 @@ from verity_stream.status import utc_now
 T = TypeVar("T")
 
 CLOSE_SECONDS = 2.0
+SILENCE = timedelta(seconds=45)
+"""A worker that lives reports every 10 s; after this it is taken for dead."""
 STATE_STYLES = {
     "caught_up": "green",
     "running": "green",
@@ -271,6 +273,9 @@ def shown_state(row: Mapping[str, Any]) -> str:
         return f"not configured (was {state})"
     if not row["is_enabled"]:
         return f"disabled (was {state})" if row["state"] else "disabled"
+    reported_at = row["reported_at"]
+    if reported_at is not None and state != "stopped" and utc_now() - reported_at > SILENCE:
+        return f"{state} (worker silent)"
     if row["is_paused"] and state != "paused":
         return f"{state} (pause asked)"
     return state
