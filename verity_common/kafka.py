@@ -194,7 +194,7 @@ def _producer(settings: KafkaSettings) -> AIOKafkaProducer:
             acks="all",
             enable_idempotence=True,
             key_serializer=_key_bytes,
-            value_serializer=_json_bytes,
+            value_serializer=_value_bytes,
             compression_type=settings.compression_type,
             max_batch_size=_BATCH_BYTES,
             max_request_size=max(
@@ -211,7 +211,7 @@ def _key_bytes(key: str | bytes | None) -> bytes | None:
     return key.encode() if isinstance(key, str) else key
 
 
-def _json_bytes(value: Any) -> bytes | None:
+def _value_bytes(value: Any) -> bytes | None:
     """The value as JSON; None stays None, which is a deletion where a topic is compacted.
 
     Raises:
@@ -223,9 +223,16 @@ def _json_bytes(value: Any) -> bytes | None:
         return orjson.dumps(value)
     except TypeError:
         # orjson refuses whole numbers beyond 64 bits, which JSON allows.
-        return json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        return json_bytes(value)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Compact JSON by the standard library: slower, and without orjson's limits.
+
+    Raises:
+        TypeError, ValueError, RecursionError: It can't be written as JSON.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
@@ -241,11 +248,22 @@ async def _stop(producer: AIOKafkaProducer) -> None:
                 STOP_SECONDS_MAX,
             )
             stopping.cancel()
-            # A cancelled stop() leaves the sender's task and the connections alive.
-            sender = producer._sender.sender_task
-            if sender is not None:
-                sender.cancel()
-            async with asyncio.timeout(1):
-                await producer.client.close()
+            await abandon(producer)
     if not stopping.cancelled() and (error := stopping.exception()) is not None:
         logger.error("the Kafka producer did not stop cleanly: %s", error)
+
+
+async def abandon(producer: AIOKafkaProducer) -> None:
+    """Leave a producer whose stop() was cancelled; it keeps its sender and its connections."""
+    sender = producer._sender.sender_task
+    for _ in range(3):
+        # Cancelled once, it still waits for its requests, which wait for the broker; cancelled
+        # again, so are they.
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait({sender}, timeout=0.2)
+    try:
+        async with asyncio.timeout(1):
+            await producer.client.close()
+    except TimeoutError:
+        logger.warning("the connections of a Kafka producer did not close within 1 s")

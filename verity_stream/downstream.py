@@ -28,7 +28,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ from faust.agents import current_agent
 from faust.exceptions import Skip
 from faust.types import TP
 from faust.types.topics import TopicT
+from mode import want_seconds
 
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
@@ -292,7 +293,7 @@ class _Undecodable:
     reason: str
 
 
-class _TypedSchema(faust.Schema):
+class _TypedSchema(faust.Schema[Any, Any]):
     """Decodes values by a function of ours, and never raises.
 
     Where a schema raises, Faust acknowledges the record at once and throws the error into every
@@ -538,7 +539,7 @@ class DownstreamApp(VerityApp):
                     force=True,
                 )
                 await sent
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - whatever it is: the worker stops
             logger.critical(
                 "A dead letter can't be published, so the worker stops; the record is not lost, "
                 "it will be read again: %s: %r",
@@ -573,7 +574,7 @@ class DownstreamApp(VerityApp):
             # Not ours: a library's own, which has escaped. Faust would restart the agent and
             # never acknowledge the event, and no rebalance would end any more.
             failure = error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it goes to the dead letters
             failure = error
         finally:
             _sent.reset(token)
@@ -721,7 +722,7 @@ def verity_agent(
     """
 
     def decorate(function: Callable[..., Awaitable[None]]) -> Any:
-        agent_name = name or getattr(function, "__name__", type(function).__name__)
+        agent_name = name or str(getattr(function, "__name__", type(function).__name__))
         if agent_name in app.agents:
             raise Misconfigured(f"The app has an agent {agent_name!r} already: give it a name")
         takes_event = len(inspect.signature(function).parameters) > 1
@@ -763,7 +764,7 @@ async def guarded(event: Any) -> AsyncIterator[None]:
     failure: BaseException | None = None
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it goes to the dead letters
         failure = error
     finally:
         _sent.reset(token)
@@ -778,16 +779,11 @@ async def guarded(event: Any) -> AsyncIterator[None]:
 
 def _configs(app: Any, topic: Any) -> dict[str, str]:
     configs = app.transport._topic_config(
-        None if topic.retention is None else int(faust_seconds(topic.retention) * 1000),
+        None if topic.retention is None else int(want_seconds(topic.retention) * 1000),
         topic.compacting,
         topic.deleting,
     )
     return {name: str(value) for name, value in {**configs, **topic.config}.items()}
-
-
-def faust_seconds(value: Any) -> float:
-    """Seconds of what Faust takes for a duration: a number or a `timedelta`."""
-    return float(value.total_seconds() if hasattr(value, "total_seconds") else value)
 
 
 async def _ensure_topics(

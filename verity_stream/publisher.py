@@ -26,7 +26,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.partitioner import murmur2
 
-from verity_common.kafka import KafkaSettings
+from verity_common.kafka import KafkaSettings, abandon
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_stream.failpoints import passing
 from verity_stream.records import Offsets, Record
@@ -234,15 +234,7 @@ class KafkaPublisher:
         if self._is_transactional and producer._txn_manager.is_in_transaction():
             await _bounded(producer.abort_transaction(), "abort")
         if not await _bounded(producer.stop(), "stop"):
-            # A cancelled stop() leaves the sender's task and the connections alive.
-            task = producer._sender.sender_task
-            for _ in range(3):
-                # Cancelled once, it still waits for its requests, which wait for the broker;
-                # cancelled again, so are they.
-                if task is not None and not task.done():
-                    task.cancel()
-                    await asyncio.wait({task}, timeout=0.2)
-            await _bounded(producer.client.close(), "disconnect")
+            await abandon(producer)
 
 
 async def _bounded(step: Any, name: str) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from verity_common.kafka import json_bytes
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
@@ -143,7 +144,12 @@ def _dumps(body: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:
+        pass
+    try:
         return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # orjson refuses whole numbers beyond 64 bits, which JSON allows.
+        return json_bytes(body)
 
 
 class DeadLetter(NamedTuple):

@@ -173,19 +173,31 @@ def _load_connector(
     connector_id: str, table: Mapping[str, Any], types: Mapping[str, EntryPoint]
 ) -> ConnectorSpec:
     faults: list[str] = []
+    resolved = resolve_references(dict(table), "", faults)
     try:
-        options = ConnectorOptions.model_validate(table)
+        options = ConnectorOptions.model_validate(resolved)
     except ValidationError as error:
         faults += _faults(error)
         # With the other options' defaults, so that the type's own faults are named as well.
         options = ConnectorOptions(type=str(table.get("type", "")))
-    if not options.type:
+    if faults and not options.type:
         raise _Faults(*faults)
-    point = types.get(options.type)
+    try:
+        cls, platform = _connector_class(options.type, types)
+        config = _connector_config(connector_id, resolved, cls)
+    except _Faults as found:
+        raise _Faults(*faults, *found.faults) from None
+    if faults:
+        raise _Faults(*faults)
+    return ConnectorSpec(connector_id, cls, platform, config, options)
+
+
+def _connector_class(name: str, types: Mapping[str, EntryPoint]) -> tuple[type[BaseConnector], str]:
+    """The class behind a connector type, and its platform."""
+    point = types.get(name)
     if point is None:
         known = ", ".join(sorted(types)) or "none"
-        unknown = f"type: no connector type {options.type!r} is installed (known: {known})"
-        raise _Faults(*faults, unknown)
+        raise _Faults(f"type: no connector type {name!r} is installed (known: {known})")
     try:
         cls = point.load()
     except Exception as error:
@@ -195,29 +207,20 @@ def _load_connector(
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise _Faults(f"type: {point.value} does not implement {missing}")
-    platform = str(getattr(cls, "PLATFORM", options.type))
+    platform = str(getattr(cls, "PLATFORM", name))
     if not is_valid_name(platform):
         raise _Faults(f"type: PLATFORM {platform!r} can't be part of a topic's name")
-    try:
-        config = _connector_config(connector_id, table, cls)
-    except _Faults as found:
-        raise _Faults(*faults, *found.faults) from None
-    if faults:
-        raise _Faults(*faults)
-    return ConnectorSpec(connector_id, cls, platform, config, options)
+    return cls, platform
 
 
 def _connector_config(connector_id: str, table: Mapping[str, Any], cls: type[BaseConnector]) -> Any:
-    faults: list[str] = []
-    resolved = _resolve_secrets(dict(table), "", faults)
-    if faults:
-        raise _Faults(*faults)
+    """The table validated into the class's `Settings`, or as a dict where it has none."""
     model = getattr(cls, "Settings", None)
     if model is None:
-        return {**resolved, "connector_id": connector_id}
+        return {**table, "connector_id": connector_id}
     own = {
         name: value
-        for name, value in resolved.items()
+        for name, value in table.items()
         if name in model.model_fields or name not in ConnectorOptions.model_fields
     }
     if "connector_id" in model.model_fields or model.model_config.get("extra") == "allow":
@@ -228,16 +231,17 @@ def _connector_config(connector_id: str, table: Mapping[str, Any], cls: type[Bas
         raise _Faults(*_faults(error)) from None
 
 
-def _resolve_secrets(value: Any, where: str, faults: list[str]) -> Any:
+def resolve_references(value: Any, where: str, faults: list[str]) -> Any:
     """Replace `env:NAME` and `file:PATH` in any string value; the value found is never shown."""
     if isinstance(value, dict):
         return {
-            key: _resolve_secrets(item, f"{where}.{key}".lstrip("."), faults)
+            key: resolve_references(item, f"{where}.{key}".lstrip("."), faults)
             for key, item in value.items()
         }
     if isinstance(value, list):
         return [
-            _resolve_secrets(item, f"{where}[{index}]", faults) for index, item in enumerate(value)
+            resolve_references(item, f"{where}[{index}]", faults)
+            for index, item in enumerate(value)
         ]
     if not isinstance(value, str):
         return value

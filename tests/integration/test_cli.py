@@ -23,6 +23,7 @@ from verity_stream.cli.operate import relation, shown_state
 from verity_stream.cli.output import Secrets, ago, plain
 from verity_stream.records import Checkpoint
 from verity_stream.settings import ConnectorOptions, ConnectorSpec
+from verity_stream.status import utc_now
 
 SECRET = "planted-secret-0123456789"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -361,10 +362,12 @@ def test_how_two_checkpoints_stand_to_each_other(
         ({"is_enabled": False}, "disabled (was running)"),
         ({"is_enabled": False, "state": None}, "disabled"),
         ({"is_configured": False}, "not configured (was running)"),
+        ({"reported_at": utc_now() - timedelta(minutes=1)}, "running (worker silent)"),
     ],
 )
 def test_the_state_that_a_person_sees(changes: dict[str, Any], expected: str) -> None:
     row = {"state": "running", "is_configured": True, "is_enabled": True, "is_paused": False}
+    row["reported_at"] = utc_now()
     assert shown_state({**row, **changes}) == expected
 
 

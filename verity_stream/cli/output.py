@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verity_stream.settings import StreamSettings, _resolve_secrets
+from verity_stream.settings import StreamSettings, resolve_references
 
 WIDTH_WITHOUT_TERMINAL = 200
 SECRET_LENGTH_MIN = 8
@@ -107,7 +107,7 @@ class Secrets:
             return  # The command says so itself.
         for text in _strings(document):
             # The one place that knows what a reference is; faults are its callers' business.
-            value = _resolve_secrets(text, "", [])
+            value = resolve_references(text, "", [])
             if value != text:
                 self.add(value)
 
