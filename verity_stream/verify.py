@@ -321,8 +321,8 @@ class Continuity:
         self._check_ascent()
         known = {record.version for record in self._records}
         # An edit takes a version, and the record that publishes it the next one.
-        positions = {record.version for record in self._records if record.is_position}
-        self._edits = sorted({*edits, *(version - 1 for version in positions), *positions})
+        positions = {record.version - 1 for record in self._records if record.is_position}
+        self._edits = sorted({*edits, *(positions - known)})
         self._accounted = sorted(known | set(self._edits))
         self._intervals: dict[Place, tuple[list[int], list[int], list[int]]] = {}
         self._provable = self._place_pages()

@@ -382,20 +382,20 @@ def expected_bursts(events: Iterable[RawEvent]) -> set[tuple[str, float]]:
 
 
 async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> None:
-    """Exactly the expected alerts; after a kill -9 in mid-stream some may repeat, none is missing."""
+    """Exactly the expected alerts; across a kill -9 some may repeat, none is missing."""
     bursts_app, access_app = f"{bench.name}-bursts", f"{bench.name}-access"
     began = NOW - timedelta(minutes=10)
     events = []
     for number in range(600):
-        user = f"user{number % 40}"
-        # Every third principal fails often enough in some minutes; the others seldom.
-        fails = number % 3 == 0 or number % 40 % 3 == 0
+        # Every third principal fails all the time, the others now and then.
+        user = number % 20
+        fails = user % 3 == 0 or number % 7 == 0
         at = began + timedelta(seconds=number / 2, microseconds=number)
         events.append(
             event(
                 number,
                 occurred_at=at,
-                principal_ref=user,
+                principal_ref=f"user{user}",
                 asset_ref=f"table{number * number % 11}",
                 operation="LOGIN_FAILED" if fails else "READ.SELECT",
             )
@@ -413,7 +413,7 @@ async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> Non
     ]
     bursts = expected_bursts(events)
     assert ("burst", border.timestamp() - 30) in bursts
-    assert 0 < len({who for who, _ in bursts}) < 41
+    assert 5 < len({who for who, _ in bursts}) < 15
     accesses = {}
     for one in events:
         accesses.setdefault((one.principal_ref, one.asset_ref), one.event_id)
@@ -433,7 +433,7 @@ async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> Non
                 await src.publish(*events[first : first + 3])
                 if first == 300:
                     await src.abort(*(event(n, asset_ref="aborted") for n in range(5000, 5030)))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
 
         for worker in workers:
             await until_ready(worker, bench)

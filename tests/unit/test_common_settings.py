@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import ValidationError
 
 from verity_common.config import VerityConfig
-from verity_common.kafka import KafkaSettings, _json_bytes, _key_bytes, create_producer
+from verity_common.kafka import KafkaSettings, _value_bytes, _key_bytes, create_producer
 
 SECRET = "hunter2-and-more"
 
@@ -143,12 +143,12 @@ def test_authorities_that_cannot_be_used_are_named(tmp_path: Path, content: str 
 
 
 def test_values_are_written_as_json() -> None:
-    assert _json_bytes({"é": 1}) == '{"é":1}'.encode()
-    assert _json_bytes({"big": 2**70}) == b'{"big":1180591620717411303424}'
-    assert _json_bytes(None) is None
+    assert _value_bytes({"é": 1}) == '{"é":1}'.encode()
+    assert _value_bytes({"big": 2**70}) == b'{"big":1180591620717411303424}'
+    assert _value_bytes(None) is None
     for refused in ({"x": object()}, {"x": "\ud800"}):
         with pytest.raises((TypeError, ValueError)):
-            _json_bytes(refused)
+            _value_bytes(refused)
 
 
 def test_keys_are_text_or_bytes() -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "postgres-setup": "connectors.postgres.command:postgres_setup",
     "resume": "verity_stream.cli.operate:resume",
     "snapshot": "verity_stream.cli.operate:snapshot",
+    "verify": "verity_stream.cli.verify:verify",
 }
 
 
