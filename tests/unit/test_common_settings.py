@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import ValidationError
 
 from verity_common.config import VerityConfig
-from verity_common.kafka import KafkaSettings, _value_bytes, _key_bytes, create_producer
+from verity_common.kafka import KafkaSettings, _key_bytes, _value_bytes, create_producer
 
 SECRET = "hunter2-and-more"
 
