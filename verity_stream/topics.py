@@ -86,9 +86,7 @@ class Topics:
         is_checkpoints = name == CHECKPOINTS_TOPIC
         topic = NewTopic(
             name,
-            self._settings.checkpoint_partitions
-            if is_checkpoints
-            else kafka.event_partitions,
+            self._settings.checkpoint_partitions if is_checkpoints else kafka.event_partitions,
             kafka.replication_factor,
             topic_configs=CHECKPOINTS_CONFIG if is_checkpoints else {},
         )
