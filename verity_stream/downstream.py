@@ -578,27 +578,47 @@ class DownstreamApp(VerityApp):
             failure = error
         finally:
             _sent.reset(token)
-        if failure is None and not sent:
-            event.ack()
-        elif failure is None:
-            task = asyncio.create_task(self._finish(event, agent, sent, None))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
-        else:
+        if failure is not None:
             await self._finish(event, agent, sent, failure)
+        elif sent:
+            self._acknowledge_after(sent, event, agent)
+        else:
+            event.ack()
+
+    def _acknowledge_after(
+        self, sent: Sequence[asyncio.Future[Any]], event: Any, agent: str
+    ) -> None:
+        # Callbacks, as a task for every event would halve the speed. The producer's own
+        # time-out is the limit.
+        left = len(sent)
+
+        def sent_one(_: asyncio.Future[Any]) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                return
+            failure = _failure(sent)
+            if failure is None:
+                event.ack()
+            else:
+                task = asyncio.create_task(self._finish(event, agent, (), failure))
+                self._finishing.add(task)
+                task.add_done_callback(self._finishing.discard)
+
+        for future in sent:
+            future.add_done_callback(sent_one)
 
     async def _finish(
         self,
         event: Any,
         agent: str,
         sent: Sequence[asyncio.Future[Any]],
-        failure: BaseException | None,
+        failure: BaseException,
     ) -> None:
         if sent:
-            late = await _outcome(sent)
-            failure = failure or late
-        # The order is the guarantee: sent, or put away, and only then acknowledged.
-        if failure is None or await self.put_away(event, agent, failure):
+            await _outcome(sent)
+        # The order is the guarantee: sent, put away, and only then acknowledged.
+        if await self.put_away(event, agent, failure):
             event.ack()
 
     # Topics.
@@ -666,10 +686,15 @@ class DownstreamApp(VerityApp):
 
 async def _outcome(sent: Sequence[asyncio.Future[Any]]) -> BaseException | None:
     """Await what was sent; the first failure, or None."""
-    done, pending = await asyncio.wait(sent, timeout=SENT_SECONDS_MAX)
+    _, pending = await asyncio.wait(sent, timeout=SENT_SECONDS_MAX)
     if pending:
         return TimeoutError(f"the broker did not acknowledge within {SENT_SECONDS_MAX:g} s")
-    for future in done:
+    return _failure(sent)
+
+
+def _failure(sent: Sequence[asyncio.Future[Any]]) -> BaseException | None:
+    """The first failure of what is done, or None."""
+    for future in sent:
         if future.cancelled():
             return RuntimeError("sending was cancelled")
         if (error := future.exception()) is not None:

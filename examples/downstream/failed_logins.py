@@ -1,4 +1,4 @@
-"""Bursts of failed logins: an alert when one principal fails five times within a minute.
+"""Bursts of failed logins: an alert when one principal fails five times in a minute's window.
 
     faust -A failed_logins worker
 

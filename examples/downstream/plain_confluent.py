@@ -5,7 +5,8 @@ import sys
 import orjson
 from confluent_kafka import Consumer
 
-servers, platform = (sys.argv[1:] + ["localhost:9092", "postgres"][len(sys.argv) - 1 :])[:2]
+servers = sys.argv[1] if len(sys.argv) > 1 else "localhost:9092"
+platform = sys.argv[2] if len(sys.argv) > 2 else "postgres"
 consumer = Consumer(
     {
         "bootstrap.servers": servers,

@@ -370,6 +370,59 @@ async def test_a_dead_letter_that_cant_be_published_stops_the_worker(bench: Benc
     assert (await committed_offsets(bench, group)).get(place, 0) <= offset
 
 
+NOTE_IDS = """
+import os
+from verity_stream import create_app, raw_topic, verity_agent
+
+app = create_app(os.environ["TEST_APP_ID"])
+ids = open(os.environ["TEST_DIRECTORY"] + f"/ids-{os.getpid()}", "a", buffering=1)
+
+@verity_agent(app, raw_topic(app, os.environ["TEST_PLATFORM"]))
+async def note(event):
+    ids.write(event.event_id + "\\n")
+"""
+
+
+async def test_a_second_worker_joins_and_leaves_under_load(bench: Bench) -> None:
+    """Each committed event once, none of the aborted; offsets that run ahead would lose some."""
+    group = f"{bench.name}-app"
+    async with source(bench) as src:
+        first = start(bench, NOTE_IDS, group)
+        await until_ready(first, bench)
+        published: list[str] = []
+        is_over = False
+
+        async def load() -> None:
+            while not is_over:
+                number = len(published)
+                await src.publish(event(number))
+                published.append(f"e{number}")
+                if number % 50 == 0:
+                    await src.abort(*(event(number, event_id="aborted") for _ in range(20)))
+
+        def noted() -> Counter[str]:
+            files = first.directory.glob("ids-*")
+            return Counter(one for file in files for one in file.read_text().split())
+
+        def count(worker: Worker) -> int:
+            assert worker.process is not None
+            path = worker.directory / f"ids-{worker.process.pid}"
+            return len(path.read_text().split()) if path.exists() else 0
+
+        loading = asyncio.create_task(load())
+        await until(lambda: count(first) > 100, bench)
+        second = start(bench, NOTE_IDS, group)
+        await until(lambda: count(second) > 100, bench)
+        second.terminate()
+        so_far = count(first)
+        await until(lambda: count(first) > so_far + 100, bench)
+        is_over = True
+        await loading
+        await until(lambda: set(noted()) >= set(published), bench)
+        await assert_lag_vanishes(bench, group, src.topic)
+        assert noted() == Counter(published)
+
+
 def expected_bursts(events: Iterable[RawEvent]) -> set[tuple[str, float]]:
     """By brute force: who failed five times in which minute, minutes beginning every 30 s."""
     counts: Counter[tuple[str, float]] = Counter()
