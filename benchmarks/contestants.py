@@ -277,12 +277,12 @@ async def relay_paged(bench: Bench, workload: Workload) -> Measured:
 
 
 CONTESTANTS = (
-    Contestant("spec", "the specification's loop: send and upsert an event", specification, 50),
+    Contestant("spec", "the specification's loop", specification, 50),
     Contestant("sdk", "BaseConnector.run(), at least once", sdk_run),
     Contestant("gather", "aiokafka send + gather, ready-made bytes", gathered),
-    Contestant("confluent", "confluent-kafka idempotent, ready-made bytes", confluent),
-    Contestant("confluent-events", "confluent-kafka idempotent, from the events", confluent_events),
-    Contestant("java", "Java ProducerPerformance idempotent, no keys", java),
-    Contestant("relay", "relay, exactly once, pages of 2,000", relay_plain),
-    Contestant("relay-500", "relay, exactly once, pages of 500 coalesced", relay_paged),
+    Contestant("confluent", "idempotent, ready-made bytes", confluent),
+    Contestant("confluent-events", "idempotent, from the events", confluent_events),
+    Contestant("java", "ProducerPerformance, idempotent, no keys", java),
+    Contestant("relay", "exactly once, pages of 2,000", relay_plain),
+    Contestant("relay-500", "exactly once, pages of 500 coalesced", relay_paged),
 )

@@ -36,9 +36,10 @@ from verity_stream.settings import StreamSettings
 from verity_stream.stack import NO_SETTINGS, Stack, StackError, external_addresses
 
 DIRECTORY = Path(".verity/bench")
-BASELINES = ("confluent", "spec")
+BASELINES = ("confluent", "confluent-events", "spec")
 WARM_UP_SHARE = 5
 PROFILE_LINES = 30
+WIDTH = 150
 
 Results = dict[str, list[Measured]]
 
@@ -46,9 +47,12 @@ Results = dict[str, list[Measured]]
 def main() -> int:
     """Parse the command line and measure."""
     options = _options()
-    logging.basicConfig(level=logging.ERROR)
+    # aiokafka reports as an error that a topic made a moment ago has no leader yet.
+    logging.basicConfig(level=logging.CRITICAL)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     try:
         with _stack() as (stack, settings):
             asyncio.run(_measure(stack, settings, options, console))
@@ -174,21 +178,21 @@ def _table(
         f"{settings.kafka.event_partitions} partitions"
     )
     table.add_column("")
-    table.add_column("events/s, median", justify="right")
+    table.add_column("events/s", justify="right")
     table.add_column("min - max", justify="right")
-    table.add_column("own CPU", justify="right")
+    table.add_column("CPU us/event", justify="right")
     baselines = [name for name in BASELINES if name in results]
     for name in baselines:
         table.add_column(f"x {name}", justify="right")
     for one in chosen:
         measured = results[one.name]
         rates = [each.rate for each in measured]
-        shares = [each.cpu_seconds / each.seconds for each in measured if each.cpu_seconds]
+        costs = [each.cpu_seconds / each.event_count for each in measured if each.cpu_seconds]
         table.add_row(
             f"{one.name}: {one.title}",
             f"{statistics.median(rates):,.0f}",
             f"{min(rates):,.0f} - {max(rates):,.0f}",
-            f"{statistics.median(shares):.0%}" if shares else "",
+            f"{1e6 * statistics.median(costs):.1f}" if costs else "",
             *(_ratio(measured, results[name]) for name in baselines),
         )
     return table
@@ -196,7 +200,10 @@ def _table(
 
 def _ratio(measured: list[Measured], baseline: list[Measured]) -> str:
     ratios = [one.rate / other.rate for one, other in zip(measured, baseline, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+    middle = statistics.median(ratios)
+    # Three digits that mean something, whether it is 0.003 or 300.
+    digits = 0 if middle >= 10 else 2 if middle >= 0.1 else 4
+    return f"{middle:.{digits}f} ({min(ratios):.{digits}f} - {max(ratios):.{digits}f})"
 
 
 def _figures(figures: list[Figure]) -> Table:

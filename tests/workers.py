@@ -281,8 +281,12 @@ async def eventually(
         await asyncio.sleep(0.1)
 
 
-async def committed(bootstrap_servers: str, topic: str) -> list[Any]:
-    """Every committed record of a topic, up to its last stable offsets as they stand now."""
+async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 3) -> list[Any]:
+    """Every committed record of a topic, up to its end as it stands now.
+
+    A commit is answered before its markers stand in the partitions, so the last stable offset
+    may lag behind; a transaction that stays open is waited for up to `wait_seconds`.
+    """
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap_servers,
         enable_auto_commit=False,
@@ -298,14 +302,30 @@ async def committed(bootstrap_servers: str, topic: str) -> list[Any]:
             partitions = consumer.partitions_for_topic(topic)
         places = [TopicPartition(topic, number) for number in partitions or ()]
         consumer.assign(places)
-        ends = await consumer.end_offsets(places)
+        stable = await consumer.end_offsets(places)
+        ends = await high_watermarks(bootstrap_servers, places)
         records: list[Any] = []
+        deadline = time.monotonic() + wait_seconds
         async with asyncio.timeout(60):
             for place in places:
-                while await consumer.position(place) < ends[place]:
+                while (at := await consumer.position(place)) < ends[place]:
+                    if at >= stable[place] and time.monotonic() > deadline:
+                        break
                     batch = await consumer.getmany(place, timeout_ms=200)
                     records += batch.get(place, [])
         return records
+    finally:
+        await consumer.stop()
+
+
+async def high_watermarks(bootstrap_servers: str, places: list[Any]) -> dict[Any, int]:
+    """The ends of partitions, open transactions included."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign(places)
+        ends: dict[Any, int] = await consumer.end_offsets(places)
+        return ends
     finally:
         await consumer.stop()
 

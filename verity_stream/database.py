@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import structlog
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
+from verity_stream.waiting import patiently
 
 logger = structlog.get_logger(__name__)
 
@@ -50,6 +50,10 @@ async def database_errors(doing: str) -> AsyncIterator[None]:
         raise Unavailable(f"{doing}: {type(error).__name__}: {error}".rstrip(": ")) from error
 
 
+async def _keep(_: Any) -> None:
+    """Nothing of ours outlives its statement: no reset, which would be another round trip."""
+
+
 async def _prepare(connection: Any) -> None:
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads
@@ -62,29 +66,26 @@ async def create_pool(database: DatabaseSettings, *, wait_seconds: float = 0) ->
     Raises:
         Unavailable, Denied, Misconfigured: As `database_errors`; the message names the setting.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait_seconds
-    while True:
-        try:
-            async with database_errors("VERITY_DATABASE__DSN"):
-                return await asyncpg.create_pool(
-                    dsn=database.dsn.get_secret_value(),
-                    min_size=1,
-                    max_size=database.pool_size_max,
-                    command_timeout=database.command_timeout_seconds,
-                    timeout=database.connect_timeout_seconds,
-                    init=_prepare,
-                    server_settings={"application_name": "verity-stream"},
-                )
-        except ValueError as error:
-            raise Misconfigured(
-                f"VERITY_DATABASE__DSN is no Postgres address ({type(error).__name__})"
-            ) from None
-        except Unavailable as error:
-            if loop.time() >= deadline:
-                raise
-            logger.warning("database.waiting", error=str(error))
-            await asyncio.sleep(1)
+    return await patiently(lambda: _open_pool(database), wait_seconds)
+
+
+async def _open_pool(database: DatabaseSettings) -> Any:
+    try:
+        async with database_errors("VERITY_DATABASE__DSN"):
+            return await asyncpg.create_pool(
+                dsn=database.dsn.get_secret_value(),
+                min_size=database.pool_size_min,
+                max_size=database.pool_size_max,
+                command_timeout=database.command_timeout_seconds,
+                timeout=database.connect_timeout_seconds,
+                init=_prepare,
+                reset=_keep,
+                server_settings={"application_name": "verity-stream"},
+            )
+    except ValueError as error:
+        raise Misconfigured(
+            f"VERITY_DATABASE__DSN is no Postgres address ({type(error).__name__})"
+        ) from None
 
 
 def migrations() -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from faust.web import Request, Response, View
 
 from verity_sdk.errors import Misconfigured, Unavailable
+from verity_stream import metrics
 from verity_stream.faust_fixes import (
     FixedApp,
     QuietWorker,
@@ -39,7 +40,9 @@ from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
+from verity_stream.status import Status
 from verity_stream.topics import CHECKPOINTS_CONFIG
+from verity_stream.waiting import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +94,10 @@ class Runner(Protocol):
 
     def is_ready(self) -> bool:
         """Whether the connectors are being served."""
+
+    @property
+    def statuses(self) -> Mapping[str, Status]:
+        """The connectors that this worker owns, by id: what `/metrics` shows."""
 
 
 def create_app(settings: StreamSettings, *, app_id: str | None = None, **options: Any) -> faust.App:
@@ -246,10 +253,16 @@ class VerityApp(FixedApp):
         status = "not ready" if reasons else "ready"
         return (503 if reasons else 200), {"status": status, "reasons": reasons}
 
-    def _add_page(self, path: str, answer: Callable[[], tuple[int, Any]]) -> None:
+    def _add_page(
+        self,
+        path: str,
+        answer: Callable[[], tuple[int, Any]],
+        encode: Callable[[Any], bytes] = orjson.dumps,
+        content_type: str = "application/json",
+    ) -> None:
         async def page(view: View, request: Request) -> Response:
             status, body = answer()
-            return view.bytes(orjson.dumps(body), content_type="application/json", status=status)
+            return view.bytes(encode(body), content_type=content_type, status=status)
 
         self.page(path, name=path.strip("/"))(page)
 
@@ -279,6 +292,7 @@ class WorkerApp(VerityApp):
             seconds_max=RECONCILE_SECONDS_MAX,
         )
         self._add_page("/checkpoints", lambda: (200, self.owned_checkpoints()))
+        self._add_page("/metrics", self._metrics, metrics.render, metrics.CONTENT_TYPE)
         self._declare_mirror()
 
     @property
@@ -293,7 +307,11 @@ class WorkerApp(VerityApp):
     async def prepare(self) -> None:
         """The broker answers, the topics stand, the runner has started."""
         await super().prepare()
-        await ensure_topics(self.verity, [CHECKPOINTS_TOPIC, self._changelog_name])
+        # A broker that has just come back may answer one request and not the next.
+        await patiently(
+            lambda: ensure_topics(self.verity, [CHECKPOINTS_TOPIC, self._changelog_name]),
+            self.verity.broker_wait_seconds,
+        )
         self.runner = self._runner_factory()
         await self.runner.start()
 
@@ -352,6 +370,12 @@ class WorkerApp(VerityApp):
         if self.runner is None or not self.runner.is_ready():
             reasons.append("connectors are not running")
         return reasons
+
+    def _metrics(self) -> tuple[int, Any]:
+        statuses = {} if self.runner is None else self.runner.statuses
+        mirrored = {key: value["version"] for key, value in self.owned_checkpoints().items()}
+        is_ready = not self.reasons_not_ready()
+        return 200, metrics.families(statuses.values(), mirrored, is_ready=is_ready)
 
     # The mirror.
 
@@ -491,7 +515,10 @@ async def ensure_topics(settings: StreamSettings, names: Sequence[str]) -> None:
         Unavailable: The broker did not manage in time.
     """
     partitions = settings.checkpoint_partitions
-    admin = await _connect(settings)
+    try:
+        admin = await _connect(settings)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise as_verity_error(error) from error
     try:
         async with asyncio.timeout(TOPICS_SECONDS_MAX):
             while True:

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from verity_stream.cli.output import SECRETS
 from verity_stream.settings import StreamSettings
 
 
@@ -53,7 +54,11 @@ def configure(settings: StreamSettings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *rendering,
+                lambda _logger, _method, line: SECRETS.hide(str(line)),
+            ],
         )
     )
     root = logging.getLogger()

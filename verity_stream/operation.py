@@ -19,6 +19,7 @@ class Control:
     is_paused: bool = False
     snapshot_requested_at: datetime | None = None
     snapshot_started_at: datetime | None = None
+    restart_requested_at: datetime | None = None
 
     def is_snapshot_due(self, every: timedelta | None, now: datetime) -> bool:
         """Whether a snapshot was asked for, or its time has come."""
@@ -41,13 +42,16 @@ class OperationStore:
             rows = await self._pool.fetch(
                 """
                 SELECT connector_id, coalesce(c.paused, false) AS paused,
-                       c.snapshot_requested_at, s.started_at
+                       c.snapshot_requested_at, s.started_at, c.restart_requested_at
                 FROM connector_controls c FULL JOIN connector_snapshots s USING (connector_id)
                 """
             )
         return {
             row["connector_id"]: Control(
-                row["paused"], row["snapshot_requested_at"], row["started_at"]
+                row["paused"],
+                row["snapshot_requested_at"],
+                row["started_at"],
+                row["restart_requested_at"],
             )
             for row in rows
         }
@@ -123,6 +127,7 @@ class OperationStore:
                        t.platform, t.worker, t.state, t.state_since, t.last_success_at,
                        t.last_event_at, t.next_try_at, t.last_error, t.event_count,
                        t.repeat_count, t.dead_count, t.gap_count, t.reported_at,
+                       t.lateness_p50_seconds, t.lateness_p99_seconds,
                        s.snapshot_id, s.started_at AS snapshot_started_at,
                        s.ended_at AS snapshot_ended_at, s.is_complete AS snapshot_is_complete,
                        s.grant_count AS snapshot_grant_count
@@ -207,6 +212,8 @@ class OperationStore:
                 status.repeat_count,
                 status.dead_count,
                 status.gap_count,
+                status.lateness.quantile(0.5),
+                status.lateness.quantile(0.99),
             )
             for status in statuses
         ]
@@ -217,8 +224,9 @@ class OperationStore:
                 """
                 INSERT INTO connector_status AS s (connector_id, platform, worker, state,
                     state_since, last_success_at, last_event_at, next_try_at, last_error,
-                    event_count, repeat_count, dead_count, gap_count)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                    event_count, repeat_count, dead_count, gap_count, lateness_p50_seconds,
+                    lateness_p99_seconds)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
                 ON CONFLICT (connector_id) DO UPDATE SET
                     platform = EXCLUDED.platform, worker = EXCLUDED.worker,
                     state = EXCLUDED.state, state_since = EXCLUDED.state_since,
@@ -227,7 +235,8 @@ class OperationStore:
                     next_try_at = EXCLUDED.next_try_at, last_error = EXCLUDED.last_error,
                     event_count = EXCLUDED.event_count, repeat_count = EXCLUDED.repeat_count,
                     dead_count = EXCLUDED.dead_count, gap_count = EXCLUDED.gap_count,
-                    reported_at = now()
+                    lateness_p50_seconds = EXCLUDED.lateness_p50_seconds,
+                    lateness_p99_seconds = EXCLUDED.lateness_p99_seconds, reported_at = now()
                 WHERE EXCLUDED.state <> 'stopped' OR s.worker = EXCLUDED.worker
                 """,
                 rows,

@@ -2,8 +2,9 @@
 
 `KafkaPublisher` is the only place that writes to Kafka. Its contract:
 
-1. After `publish` returns, every record of the page and its seal are committed and visible to
-   readers of committed records.
+1. After `publish` returns, every record of the page and its seal are committed: readers of
+   committed records will see them all. (The broker answers before its markers stand in every
+   partition: the last stable offset may follow some milliseconds later.)
 2. After it raises, none of them will ever be visible, or (only if the outcome of the commit
    itself is unknown) all of them: the topic is asked at the next start.
 3. After it raises or is cancelled, the publisher is spent: close it and make a new one.

@@ -99,6 +99,7 @@ class EventEncoder:
 
     def __init__(self, origin: Origin, partition_by: str, record_bytes_max: int) -> None:
         self._headers = origin.headers("raw_event/1")
+        self._topics: dict[str, str] = {}
         self._key_of = KEY_FIELDS[partition_by]
         self._record_bytes_max = record_bytes_max
 
@@ -108,24 +109,27 @@ class EventEncoder:
         Raises:
             Malformed: The event can't be published as it is; it belongs to the dead letters.
         """
-        platform = event.platform
-        if not (isinstance(platform, str) and is_valid_name(platform)):
-            raise Malformed("platform can't be part of a topic's name")
-        event_id = event.event_id
+        platform, event_id = event.platform, event.event_id
+        topic = self._topic(platform)
         try:
+            at = as_utc(event.occurred_at)
             # A list of fields rather than orjson's own dataclass support, which leaves out
             # microseconds of 0 and cannot write naive times as UTC.
-            value = _dumps(
-                {
-                    "platform": platform,
-                    "event_id": event_id,
-                    "occurred_at": format_utc(as_utc(event.occurred_at)),
-                    "principal_ref": event.principal_ref,
-                    "asset_ref": event.asset_ref,
-                    "operation": event.operation,
-                    "raw_payload": event.raw_payload,
-                }
-            )
+            body = {
+                "platform": platform,
+                "event_id": event_id,
+                # orjson writes it as format_utc does, in a tenth of the time.
+                "occurred_at": at if at.microsecond else format_utc(at),
+                "principal_ref": event.principal_ref,
+                "asset_ref": event.asset_ref,
+                "operation": event.operation,
+                "raw_payload": event.raw_payload,
+            }
+            try:
+                value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
+            except TypeError:
+                body["occurred_at"] = format_utc(at)
+                value = _dumps(body)
             key = str(self._key_of(event)).encode()
             identity = str(event_id).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -136,7 +140,16 @@ class EventEncoder:
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
-        return Record(raw_topic(platform), key, value, [("event_id", identity), *self._headers])
+        return Record(topic, key, value, [("event_id", identity), *self._headers])
+
+    def _topic(self, platform: Any) -> str:
+        try:
+            return self._topics[platform]
+        except (KeyError, TypeError):
+            if not (isinstance(platform, str) and is_valid_name(platform)):
+                raise Malformed("platform can't be part of a topic's name") from None
+            topic = self._topics[platform] = raw_topic(platform)
+            return topic
 
 
 def _dumps(body: dict[str, Any]) -> bytes:

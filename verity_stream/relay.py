@@ -16,6 +16,7 @@ the topic what became of that page.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -65,6 +66,7 @@ class _EncodedPage:
     ids: Sequence[str] = ()
     newest_at: datetime
     summary: PageSummary = field(default_factory=PageSummary)
+    lateness_seconds: Sequence[float] = ()
 
 
 class Relay:
@@ -106,6 +108,7 @@ class Relay:
         self._window = SeenWindow(settings.seen_window_ids)
         self._checkpoint: Checkpoint | None = None
         self._is_halted = False
+        self._has_caught_up = False
         self._task: asyncio.Task[Any] | None = None
         self._is_interruptible = False
         self._log = logger.bind(connector_id=spec.connector_id)
@@ -138,6 +141,8 @@ class Relay:
                 await self._refresh()
                 if not await self._pull():
                     continue
+                self._has_caught_up = True
+                self._status.last_success_at = self._clock()
                 self._status.enter(State.CAUGHT_UP)
                 await self._interruptible(
                     asyncio.sleep(self._spec.options.poll_every.total_seconds())
@@ -177,7 +182,7 @@ class Relay:
             if outcome is Persisted.EDITED:
                 raise Unavailable("an operator moved the position during the start")
             self._log.info("relay.database_repaired", version=start.checkpoint.version)
-        self._checkpoint = start.checkpoint
+        self._hold(start.checkpoint)
         if start.checkpoint.seen is not None:
             await self._ensure_topics(start.checkpoint.seen.start)
             ids = await self._reader.published_ids(connector_id, start.checkpoint.seen.start)
@@ -192,7 +197,15 @@ class Relay:
             remembered_ids=len(self._window),
         )
 
+    def _hold(self, checkpoint: Checkpoint) -> None:
+        """This is the last position that is in the topic and in Postgres."""
+        self._checkpoint = checkpoint
+        self._status.version = checkpoint.version
+        self._status.complete_through = checkpoint.complete_through
+        self._status.seen_count = len(self._window)
+
     def _database_is_behind(self, pages: int) -> None:
+        self._status.behind_count += 1
         self._log.error("relay.database_behind", pages=pages, policy=self._settings.database_behind)
         if self._settings.database_behind == "stop":
             raise Misconfigured(
@@ -257,8 +270,9 @@ class Relay:
         passing("after_persist")
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector; it knows of this page")
-        self._checkpoint = after
+        self._hold(after)
         self._count(summary, page)
+        self._status.lateness.observe(encoded.lateness_seconds)
         self._log.debug(
             "relay.page",
             version=after.version,
@@ -294,6 +308,9 @@ class Relay:
             dead_event(origin, thing, reason, part_bytes) for thing, reason in page.unpublishable
         ]
         letters += [dead_record(origin, rejected, part_bytes) for rejected in page.rejected]
+        times = [as_utc(event.occurred_at) for event in fresh]
+        # What is older before the first catch-up is a backfill or a replay, and is not late.
+        now = self._clock() if self._has_caught_up else None
         by_id = {letter.dead_id: letter for letter in letters if letter.dead_id not in self._window}
         letters = list(by_id.values())
         for letter in letters:
@@ -302,7 +319,8 @@ class Relay:
         return _EncodedPage(
             records=records,
             ids=[*(str(event.event_id) for event in fresh), *(one.dead_id for one in letters)],
-            newest_at=max((as_utc(event.occurred_at) for event in fresh), default=page.last_ts),
+            newest_at=max(times, default=page.last_ts),
+            lateness_seconds=[] if now is None else [(now - at).total_seconds() for at in times],
             summary=PageSummary(
                 event_count=event_count,
                 repeat_count=len(page.events) - len(fresh),
@@ -328,8 +346,10 @@ class Relay:
         await self._ensure_topics(
             {CHECKPOINTS_TOPIC, *(record.topic for record in encoded.records)}
         )
+        began = time.monotonic()
         try:
             await self._publisher.publish(encoded.records, seal)
+            self._status.commit_seconds.observe([time.monotonic() - began])
         except Fenced as error:
             # A transaction that the broker timed out looks the same; only the epoch can tell.
             await self._load(after.epoch)
@@ -344,7 +364,7 @@ class Relay:
         outcome = await self._store.persist(after, expected_version=stored.version)
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector")
-        self._checkpoint = after
+        self._hold(after)
         if outcome is Persisted.EDITED:
             await self._adopt_edit(await self._load(after.epoch))
 
@@ -356,6 +376,7 @@ class Relay:
             after=format_utc(edited.last_ts),
         )
         self._window.forget_all()
+        self._has_caught_up = False
         await self._publish_position(edited)
 
     def _count(self, summary: PageSummary, page: RelayPage) -> None:
@@ -375,6 +396,7 @@ class Relay:
             self._log.error("relay.gap", scope=gap.scope, reason=gap.reason)
 
     def _report_forgotten(self, count: int) -> None:
+        self._status.forgotten_count += count
         if count:
             self._log.error(
                 "relay.seen_window_full",

@@ -20,6 +20,7 @@ from verity_sdk.chunks import Limits
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
+from verity_stream.cli.output import SECRETS
 from verity_stream.database import create_pool, migrate, require_migrations
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
@@ -37,6 +38,7 @@ from verity_stream.snapshots import publish_snapshot
 from verity_stream.source import source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topics import Topics
+from verity_stream.waiting import patiently
 
 logger = structlog.get_logger(__name__)
 
@@ -86,6 +88,7 @@ class _Supervised:
     next_snapshot_at: datetime | None = None
     reported: tuple[int, int] = (0, 0)
     control: Control = field(default_factory=Control)
+    is_restart_due: bool = False
 
 
 class ConnectorRunner:
@@ -102,7 +105,12 @@ class ConnectorRunner:
             _Supervised(
                 spec,
                 partition_for(spec.connector_id, settings.checkpoint_partitions),
-                Status(spec.connector_id, spec.platform),
+                Status(
+                    spec.connector_id,
+                    spec.platform,
+                    lookback_seconds=spec.lookback.total_seconds(),
+                    poll_seconds=spec.options.poll_every.total_seconds(),
+                ),
             )
             for spec in specs
         ]
@@ -115,6 +123,7 @@ class ConnectorRunner:
         self._store: PostgresCheckpoints | None = None
         self._operation: OperationStore | None = None
         self._is_database_down = False
+        self._has_read_controls = False
         self._summarised_at = self._reported_at = utc_now()
 
     async def start(self) -> None:
@@ -135,7 +144,7 @@ class ConnectorRunner:
         names = {CHECKPOINTS_TOPIC, GAPS_TOPIC}
         for platform in platforms:
             names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
-        await self._topics.ensure(names)
+        await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
 
     async def assign(self, partitions: frozenset[int]) -> None:
         """Own these partitions of the checkpoints topic, from the next `reconcile` on."""
@@ -197,6 +206,11 @@ class ConnectorRunner:
         unwanted = []
         for one in self._connectors:
             self._take_result(one, now)
+            if one.is_restart_due:
+                one.is_restart_due, one.failures, one.next_start_at = False, 0, None
+                if one.task is not None or one.snapshot is not None:
+                    unwanted.append(one)  # The next look starts it.
+                    continue
             if not (self._is_mine(one) and one.spec.options.enabled and not one.control.is_paused):
                 if one.task is not None or one.snapshot is not None:
                     unwanted.append(one)
@@ -225,7 +239,12 @@ class ConnectorRunner:
             logger.info("runner.database_available")
         self._is_database_down = False
         for one in self._connectors:
-            one.control = controls.get(one.spec.connector_id, Control())
+            before, one.control = one.control, controls.get(one.spec.connector_id, Control())
+            # At a worker's first look everything starts anyway.
+            one.is_restart_due |= self._has_read_controls and (
+                one.control.restart_requested_at != before.restart_requested_at
+            )
+        self._has_read_controls = True
 
     def _launch(self, one: _Supervised) -> None:
         one.status.enter(State.STARTING)
@@ -284,8 +303,10 @@ class ConnectorRunner:
         self._topics.forget()
         error = None if task.cancelled() else task.exception()
         one.failures += 1
+        one.status.retry_count += 1
+        one.status.fenced_count += isinstance(error, Fenced)
         state, delay = after_failure(error, one.failures, self._settings, random.random())  # noqa: S311 - jitter
-        text = "cancelled" if error is None else f"{type(error).__name__}: {error}"
+        text = "cancelled" if error is None else SECRETS.hide(f"{type(error).__name__}: {error}")
         one.next_start_at = now + delay
         one.status.enter(state, error=text, next_try_at=one.next_start_at)
         log = logger.bind(

@@ -16,10 +16,17 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from verity_sdk.connector_base import RawEvent
 from verity_stream.records import Offsets, Seen
+
+PAGES_EXACT = 1000
+"""Beyond so many pages small ones are kept as one: each costs memory and, at every page, time."""
+
+MERGED_IDS_MAX = 4096
+MERGED_SPAN = timedelta(minutes=1)
+"""Pages kept as one hold at most so many ids, and of this span: they are forgotten together."""
 
 
 @dataclass(slots=True)
@@ -27,6 +34,7 @@ class _PageIds:
     hashes: array[int]
     newest_at: datetime
     start: dict[str, dict[int, int]]
+    first_at: datetime
 
 
 class SeenWindow:
@@ -85,12 +93,32 @@ class SeenWindow:
         self, ids: Iterable[str], newest_at: datetime, start: dict[str, dict[int, int]]
     ) -> int:
         hashes = array("q", map(hash, ids))
-        self._pages.append(_PageIds(hashes, newest_at, start))
+        self._append(hashes, newest_at, start)
         self._hashes.update(hashes)
         forgotten = 0
         while len(self._hashes) > self._ids_max and len(self._pages) > 1:
             forgotten += self._forget_oldest()
         return forgotten
+
+    def _append(
+        self, hashes: array[int], newest_at: datetime, start: dict[str, dict[int, int]]
+    ) -> None:
+        """Take in a page, together with the one before where both are small and near in time."""
+        last = self._pages[-1] if self._pages else None
+        if (
+            last is None
+            or len(self._pages) < PAGES_EXACT
+            or len(last.hashes) + len(hashes) > MERGED_IDS_MAX
+            or abs(newest_at - last.first_at) > MERGED_SPAN
+        ):
+            self._pages.append(_PageIds(hashes, newest_at, start, newest_at))
+            return
+        last.hashes.extend(hashes)
+        last.newest_at = max(last.newest_at, newest_at)
+        for topic, offsets in start.items():
+            known = last.start.setdefault(topic, {})
+            for partition, offset in offsets.items():
+                known[partition] = min(known.get(partition, offset), offset)
 
     def forget_before(self, at: datetime) -> None:
         """Forget the pages all of whose events occurred before `at`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -26,6 +28,46 @@ class State(enum.StrEnum):
     STOPPED = "stopped"
 
 
+LATENESS_BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0)
+COMMIT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """How often values up to each bound were seen; the last count is of those above all bounds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Start with nothing seen."""
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Count values; sorted at once, because a page brings thousands."""
+        ordered = sorted(values)
+        counted = 0
+        for index, bound in enumerate(self.bounds):
+            up_to = bisect_right(ordered, bound)
+            self.counts[index] += up_to - counted
+            counted = up_to
+        self.counts[-1] += len(ordered) - counted
+        self.sum += sum(ordered)
+
+    def quantile(self, share: float) -> float | None:
+        """The bound below which this share of the values lies; None where nothing was seen.
+
+        The last bound also stands for more.
+        """
+        wanted, counted = share * sum(self.counts), 0
+        for bound, count in zip((*self.bounds, self.bounds[-1]), self.counts, strict=True):
+            counted += count
+            if counted and counted >= wanted:
+                return bound
+        return None
+
+
 @dataclass(slots=True)
 class Status:
     """One connector's state and counts since this worker took it over.
@@ -33,6 +75,15 @@ class Status:
     Attributes:
         page_count: Transactions committed.
         repeat_count: Events dropped because they were published before.
+        lookback_seconds: How late an event may be without being missed, to hold lateness against.
+        version: Of the last page; None before the relay has started.
+        seen_count: Ids that are remembered now.
+        forgotten_count: Ids that had to be forgotten early.
+        retry_count: Relays that failed and were started again.
+        fenced_count: … because another one owns the connector.
+        behind_count: Starts that found the database more than a page behind.
+        lateness: Seconds from when an event occurred to when it was first seen, without backfills.
+        commit_seconds: From the beginning of a page's transaction to its commit.
     """
 
     connector_id: str
@@ -49,6 +100,17 @@ class Status:
     dead_count: int = 0
     gap_count: int = 0
     is_reported: bool = False
+    lookback_seconds: float | None = None
+    poll_seconds: float | None = None
+    version: int | None = None
+    complete_through: datetime | None = None
+    seen_count: int = 0
+    forgotten_count: int = 0
+    retry_count: int = 0
+    fenced_count: int = 0
+    behind_count: int = 0
+    lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
+    commit_seconds: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
 
     def enter(
         self, state: State, *, error: str | None = None, next_try_at: datetime | None = None

@@ -584,7 +584,7 @@ async def _table(reader: CommittedReader, changelog: str) -> dict[str, Checkpoin
     values = {record.key: record.value for record in await reader.records(changelog)}
     found: dict[str, Checkpoint | Malformed] = {}
     for key, value in values.items():
-        if value is None:
+        if key is None or value is None:
             continue
         try:
             found[key.decode("utf-8", "replace")] = decode_checkpoint(value)
@@ -675,8 +675,10 @@ async def _sealed(
     found: dict[str, list[Sealed]] = defaultdict(list)
     malformed: dict[str, str] = {}
     for record in await CommittedReader(kafka).records(CHECKPOINTS_TOPIC):
+        if record.key is None or record.value is None:
+            continue
         name = record.key.decode("utf-8", "replace")
-        if record.value is None or (only and name not in only):
+        if only and name not in only:
             continue
         try:
             found[name].append(decode_sealed(record.value))

@@ -7,6 +7,7 @@ from typing import Any
 
 from verity_sdk.errors import Misconfigured
 from verity_stream import logs
+from verity_stream.cli.output import SECRETS
 from verity_stream.faust_app import create_worker_app
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import load_connectors, load_settings
@@ -16,6 +17,9 @@ def make_app() -> Any:
     """The app of `faust -A verity_stream worker`; exits with 2 where the settings are wrong."""
     try:
         settings = load_settings()
+        # A connector may quote its token in an error: it stays out of logs and states.
+        SECRETS.add_settings(settings)
+        SECRETS.add_references(settings.config)
         specs = load_connectors(settings.config)
         logs.configure(settings)
         return create_worker_app(settings, lambda: ConnectorRunner(settings, specs))

@@ -77,6 +77,7 @@ def views(
         (views(at(8), at(7)), Verdict.DIVERGED),
         (views(at(9), at(7), edits=[3, 8]), Verdict.DIVERGED),
         (views(at(7, cursor=None), at(7)), Verdict.DIVERGED),
+        (views(at(6), at(7), after=at(7, cursor=None)), Verdict.DIVERGED),
         (views(at(7, last_ts=AT), at(7)), Verdict.DIVERGED),
         (views(at(7, complete_through=AT), at(7)), Verdict.DIVERGED),
         (views(at(7, seen=Seen({}, AT)), at(7)), Verdict.DIVERGED),
@@ -100,8 +101,9 @@ def test_what_is_behind_may_be_the_page_in_flight_until_it_stands_still(looked_a
 
 
 def test_a_database_that_is_far_behind_needs_somebody_where_the_policy_is_to_stop() -> None:
-    looked_at = views(at(2), at(7))
-    assert judge(looked_at, policy="stop", is_settled=True).verdict is Verdict.DIVERGED
+    for row in (at(2), at(5)):
+        looked_at = views(row, at(7))
+        assert judge(looked_at, policy="stop", is_settled=False).verdict is Verdict.DIVERGED
     looked_at = views(at(6), at(7))
     assert judge(looked_at, policy="stop", is_settled=True).verdict is Verdict.REPAIRED
 
@@ -177,6 +179,11 @@ def test_an_event_that_no_page_holds_is_found(offset: int) -> None:
     assert f"@{offset} stray" in fault
 
 
+def test_an_event_too_many_in_a_page_is_found() -> None:
+    (fault,) = proof([page(1, 0, 9, event=8)], numbered((0, 9))).faults
+    assert "version 1 says events: 8, the topics hold 10" in fault
+
+
 def test_an_id_that_repeats_is_found_within_a_page_and_across() -> None:
     ids = numbered((0, 9), (12, 19))
     (fault,) = proof([page(1, 0, 9), page(2, 12, 19)], {**ids, 15: "e3", 8: "e2"}).faults
@@ -202,6 +209,9 @@ def test_an_edit_that_took_the_version_of_a_page_in_flight_explains_its_repeats(
     ids = {**numbered((0, 9), (12, 19)), **{offset: f"e{offset - 10}" for offset in range(22, 32)}}
     assert proof(records, ids, edits=[2]).faults == ()
     assert proof(records, ids).faults != ()
+    # What that page itself repeats came before the edit.
+    (fault,) = proof(records[:3], {**numbered((0, 9), (12, 19)), 15: "e3"}, edits=[2]).faults
+    assert "1 events repeat" in fault
 
 
 def test_the_records_that_compaction_removed_are_not_proven_and_it_says_so() -> None:
@@ -229,8 +239,10 @@ def test_what_retention_removed_is_not_missing() -> None:
     assert (found.page_count, found.from_version) == (1, 2)
 
 
-def test_what_was_published_while_this_was_read_is_not_missing() -> None:
-    found = proof([page(1, 0, 9), page(2, 12, 19)], numbered((0, 9)), bounds={RAW: (0, 12)})
+@pytest.mark.parametrize("end", [12, 19])
+def test_what_was_published_while_this_was_read_is_not_missing(end: int) -> None:
+    ids = numbered((0, 9), (12, end - 1))
+    found = proof([page(1, 0, 9), page(2, 12, 19)], ids, bounds={RAW: (0, end)})
     assert found.faults == ()
     assert found.page_count == 1
 

@@ -18,12 +18,18 @@ FAILED = 1
 COMMANDS = {
     "check": "verity_stream.cli.check:check",
     "checkpoints": "verity_stream.cli.operate:checkpoints",
+    "complete": "verity_stream.cli.history:complete",
+    "connector": "verity_stream.cli.history:connector",
     "connectors": "verity_stream.cli.operate:connectors",
+    "dead": "verity_stream.cli.history:dead",
     "dev": "verity_stream.cli.dev:dev",
+    "gaps": "verity_stream.cli.history:gaps",
     "migrate": "verity_stream.cli.operate:migrate",
     "pause": "verity_stream.cli.operate:pause",
     "postgres-setup": "connectors.postgres.command:postgres_setup",
+    "restart": "verity_stream.cli.steer:restart",
     "resume": "verity_stream.cli.operate:resume",
+    "rewind": "verity_stream.cli.steer:rewind",
     "snapshot": "verity_stream.cli.operate:snapshot",
     "verify": "verity_stream.cli.verify:verify",
 }

@@ -1,0 +1,154 @@
+"""Whether a stretch of time is complete, from what the topics say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verity_sdk.completeness import Answer, Completeness, completeness
+from verity_sdk.errors import Malformed
+from verity_sdk.pages import Gap
+from verity_stream.completeness import last_checkpoints
+from verity_stream.records import Checkpoint, Origin, PageSummary, checkpoint_record, gap_record
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def checkpoint(connector: str, hours: float | None, platform: str = "test") -> dict[str, Any]:
+    """The record of a page that is complete through so many hours after the start."""
+    through = None if hours is None else START + hours * HOUR
+    page = Checkpoint(connector, 1, 1, START, None, through)
+    record = checkpoint_record(Origin(connector, platform, ""), page, PageSummary())
+    body: dict[str, Any] = orjson.loads(record.value)
+    return body
+
+
+def gap(
+    connector: str, first: float | None, last: float | None, platform: str = "test"
+) -> dict[str, Any]:
+    """The record of what is missing between so many hours after the start; recorded at 100."""
+    times = [None if hours is None else START + hours * HOUR for hours in (first, last)]
+    recorded_at = (START + 100 * HOUR).isoformat().replace("+00:00", "Z")
+    record = gap_record(Origin(connector, platform, recorded_at), Gap(*times, "all", "retention"))
+    body: dict[str, Any] = orjson.loads(record.value)
+    return body
+
+
+def asked(
+    checkpoints: Sequence[Mapping[str, Any]],
+    gaps: Sequence[dict[str, Any]] = (),
+    **options: Any,
+) -> Answer:
+    """The answer for the hour from 10 to 11."""
+    return completeness(
+        checkpoints, gaps, platform="test", since=START + 10 * HOUR, until=START + 11 * HOUR,
+        **options,
+    )  # fmt: skip
+
+
+def test_complete_is_where_every_connector_of_the_platform_is() -> None:
+    answer = asked([checkpoint("a", 11), checkpoint("b", 12), checkpoint("c", 1, "other")])
+    assert answer == Answer(Completeness.COMPLETE, START + 11 * HOUR)
+
+
+def test_the_slowest_connector_is_waited_for_and_its_last_record_counts() -> None:
+    answer = asked([checkpoint("a", 12), checkpoint("b", 12), checkpoint("b", 10.9)])
+    assert answer.completeness is Completeness.NOT_YET
+    assert answer.waiting_for == ("b",)
+    assert answer.complete_through == START + 10.9 * HOUR
+
+
+def test_a_connector_that_cannot_tell_is_never_complete() -> None:
+    answer = asked([checkpoint("a", 12), checkpoint("b", None)])
+    assert answer == Answer(Completeness.NOT_YET, None, ("b",))
+
+
+def test_of_a_platform_that_nobody_serves_nothing_is_known() -> None:
+    assert asked([]) == Answer(Completeness.NOT_YET, None)
+    assert asked([checkpoint("a", 12)], connectors=["b"]).waiting_for == ("b",)
+
+
+def test_a_retired_connector_is_left_out_by_naming_the_others() -> None:
+    checkpoints = [checkpoint("retired", 1), checkpoint("a", 12)]
+    assert asked(checkpoints).completeness is Completeness.NOT_YET
+    assert asked(checkpoints, connectors=["a"]).completeness is Completeness.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "is_in"),
+    [
+        (10.2, 10.3, True),
+        (9, 10, True),
+        (11, 12, True),
+        (9, 12, True),
+        (None, 10, True),
+        (None, None, True),
+        (11, None, True),
+        (9, None, True),
+        (8, 9.9, False),
+        (11.1, 12, False),
+        (None, 9.9, False),
+        (11.1, None, False),
+    ],
+)
+def test_a_gap_makes_the_hours_incomplete_that_it_reaches_into(
+    first: float | None, last: float | None, is_in: bool
+) -> None:
+    checkpoints = [checkpoint("a", 12)]
+    answer = asked(checkpoints, [gap("a", first, last)])
+    assert (answer.completeness is Completeness.INCOMPLETE) is is_in
+    assert len(answer.gaps) == is_in
+    assert asked(checkpoints, [gap("a", first, last, "other")]).gaps == ()
+    assert asked(checkpoints, [gap("b", first, last)], connectors=["a"]).gaps == ()
+
+
+def test_incomplete_is_said_before_the_end_is_reached() -> None:
+    answer = asked([checkpoint("a", 10.5)], [gap("a", 10, 10.1)])
+    assert answer.completeness is Completeness.INCOMPLETE
+    assert answer.waiting_for == ("a",)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), st.floats(0, 20))))
+def test_complete_means_that_each_says_so(reached: dict[str, float | None]) -> None:
+    answer = asked([checkpoint(name, hours) for name, hours in reached.items()])
+    is_complete = bool(reached) and all(
+        hours is not None and START + hours * HOUR >= START + 11 * HOUR
+        for hours in reached.values()
+    )
+    assert (answer.completeness is Completeness.COMPLETE) is is_complete
+
+
+@pytest.mark.parametrize("body", [{}, {"connector_id": "a", "platform": "test"}])
+def test_a_record_that_is_not_understood_is_no_answer(body: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        asked([body])
+    with pytest.raises(Malformed):
+        asked([], [{**gap("a", 1, 2), "from_at": 5}])
+
+
+def record(key: str, value: Any) -> SimpleNamespace:
+    """A record of the checkpoints topic."""
+    data = value if isinstance(value, bytes | None) else orjson.dumps(value)
+    return SimpleNamespace(key=key.encode(), value=data, topic="t", partition=0, offset=0)
+
+
+def test_the_last_record_speaks_for_its_connector_and_what_is_no_record_for_nobody_else() -> None:
+    records = [
+        record("a", checkpoint("a", 5)),
+        record("b", checkpoint("b", 12)),
+        record("a", checkpoint("a", 12)),
+        record("gone", checkpoint("gone", 1)),
+        record("gone", None),
+        record("stranger", b"no JSON"),
+    ]
+    assert asked(last_checkpoints(records)).completeness is Completeness.COMPLETE
+    for junk in (b"no JSON", b"[]", b"{}"):
+        assert asked(last_checkpoints([*records, record("b", junk)])).waiting_for == ("b",)

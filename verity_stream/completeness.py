@@ -1,0 +1,84 @@
+"""`verity complete`: the topics are read, the SDK's function answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from verity_common.kafka import KafkaSettings
+from verity_sdk.completeness import Answer, Completeness, completeness
+from verity_sdk.errors import Malformed
+from verity_stream.cli.kafka import CommittedReader
+from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC
+
+__all__ = ["Answer", "Completeness", "is_complete"]
+
+FIELDS = ("connector_id", "platform", "complete_through")
+
+
+async def is_complete(
+    kafka: KafkaSettings,
+    platform: str,
+    since: datetime,
+    until: datetime,
+    connectors: Collection[str] | None = None,
+) -> Answer:
+    """Whether every event of a platform between two times is in its topic.
+
+    For any program that reads the raw topics: it needs Kafka, and neither Postgres nor a worker.
+
+    Args:
+        connectors: As `verity_sdk.completeness.completeness` has it.
+
+    Raises:
+        Unavailable, Denied: The topics can't be read.
+        Malformed: A record can't be understood.
+    """
+    reader = CommittedReader(kafka)
+    # In this order: a page's gaps are visible no later than its checkpoint.
+    checkpoints = last_checkpoints(await reader.records(CHECKPOINTS_TOPIC))
+    gaps = [
+        _object(record)
+        for record in await reader.records(GAPS_TOPIC)
+        if ("schema", b"gap/1") in record.headers
+    ]
+    return completeness(
+        checkpoints,
+        gaps,
+        platform=platform,
+        since=since,
+        until=until,
+        connectors=connectors,
+    )
+
+
+def last_checkpoints(records: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """The last record of every connector; one that is not understood can't tell how far it is.
+
+    It speaks for its connector only: what somebody else wrote into the topic takes no answer away.
+    """
+    last: dict[bytes | None, Mapping[str, Any]] = {}
+    for record in records:
+        if record.value is None:
+            last.pop(record.key, None)
+            continue
+        try:
+            body = _object(record)
+            last[record.key] = {name: body[name] for name in FIELDS}
+        except (Malformed, KeyError):
+            if record.key in last:
+                last[record.key] = {**last[record.key], "complete_through": None}
+    return list(last.values())
+
+
+def _object(record: Any) -> Mapping[str, Any]:
+    try:
+        body = orjson.loads(record.value)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Malformed(f"{record.topic}[{record.partition}]@{record.offset} is no JSON object")
+    return body
