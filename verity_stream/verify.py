@@ -20,6 +20,7 @@ import enum
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -617,12 +618,12 @@ async def prove(
     kafka = settings.kafka
     places = await _event_places(kafka)
     try:
-        async with _consumer(kafka, "read_committed") as consumer:
-            # The order matters: whatever is decided now has its checkpoint in the topic by the
-            # time that is read. What follows is newer than this look, and left out.
+        # The order matters: whatever is decided now has its checkpoint in the topic by the time
+        # that is read. What follows is newer than this look, and left out.
+        async with _ready(kafka, "read_committed", places) as consumer:
             ends = await consumer.end_offsets(places) if places else {}
         sealed, malformed = await _sealed(kafka, only)
-        async with _consumer(kafka, "read_uncommitted") as consumer:
+        async with _ready(kafka, "read_uncommitted", places) as consumer:
             starts = await consumer.beginning_offsets(places) if places else {}
         bounds = {(place.topic, place.partition): (starts[place], ends[place]) for place in places}
 
@@ -650,6 +651,22 @@ async def prove(
         empty = finished.get(name) or Proof(0, 0, None, 0, (), ())
         finished[name] = replace(empty, faults=(*empty.faults, reason))
     return finished
+
+
+@asynccontextmanager
+async def _ready(
+    kafka: KafkaSettings, isolation_level: str, places: Sequence[TopicPartition]
+) -> AsyncIterator[Any]:
+    """A consumer that knows these partitions' brokers, and fetches nothing.
+
+    Asked for offsets of topics it does not know, aiokafka learns of them one by one, with a pause
+    of 0.2 s after each.
+    """
+    async with _consumer(kafka, isolation_level) as consumer:
+        if places:
+            consumer.assign(list(places))
+            consumer.pause(*places)
+        yield consumer
 
 
 async def _event_places(kafka: KafkaSettings) -> list[TopicPartition]:

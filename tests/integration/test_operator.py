@@ -88,6 +88,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     )
     # A dead letter is longer than a record may be: it comes in parts, and is shown whole.
     worker = bench.worker(VERITY_KAFKA__MAX_RECORD_BYTES="2048")
+    await bench.wait_for_version("source", 1)  # Before that there is no topic.
     await bench.wait_for_events(115)
     await bench.wait_for_state("source", "caught_up")
     await bench.wait_for_state("other", "caught_up")
@@ -306,6 +307,7 @@ async def test_no_secret_comes_out_anywhere(
         )
         worker = bench.worker()
         said: dict[str, str] = {}
+        await bench.wait_for_version("good", 1)
         await bench.wait_for_events(53)
         for name, state in (("denied", "blocked"), ("bug", "backing_off"), ("good", "caught_up")):
             await bench.wait_for_state(name, state)
