@@ -300,7 +300,10 @@ async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 3)
             await consumer._client.force_metadata_update()
             await consumer._client.add_topic(topic)
             partitions = consumer.partitions_for_topic(topic)
-        places = [TopicPartition(topic, number) for number in partitions or ()]
+        if not partitions:
+            await asyncio.sleep(0)  # aiokafka's stop() fails where nothing was awaited before.
+            return []
+        places = [TopicPartition(topic, number) for number in partitions]
         consumer.assign(places)
         stable = await consumer.end_offsets(places)
         ends = await high_watermarks(bootstrap_servers, places)

@@ -229,6 +229,8 @@ class KafkaTopicReader:
 
     async def _high_watermarks(self, places: list[TopicPartition]) -> Mapping[Any, int]:
         async with _consumer(self._kafka, "read_uncommitted") as consumer:
+            # Assigned first, the client learns all topics at once and not one after another.
+            consumer.assign(places)
             ends: Mapping[Any, int] = await consumer.end_offsets(places)
             return ends
 

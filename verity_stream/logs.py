@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from verity_stream.cli.output import SECRETS
+from verity_stream.redaction import SECRETS
 from verity_stream.settings import StreamSettings
 
 

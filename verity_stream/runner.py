@@ -20,7 +20,6 @@ from verity_sdk.chunks import Limits
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
-from verity_stream.cli.output import SECRETS
 from verity_stream.database import create_pool, migrate, require_migrations
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
@@ -32,6 +31,7 @@ from verity_stream.records import (
     permissions_topic,
     raw_topic,
 )
+from verity_stream.redaction import SECRETS
 from verity_stream.relay import Relay
 from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.snapshots import publish_snapshot

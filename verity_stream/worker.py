@@ -7,8 +7,8 @@ from typing import Any
 
 from verity_sdk.errors import Misconfigured
 from verity_stream import logs
-from verity_stream.cli.output import SECRETS
 from verity_stream.faust_app import create_worker_app
+from verity_stream.redaction import SECRETS
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import load_connectors, load_settings
 

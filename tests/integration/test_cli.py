@@ -20,8 +20,9 @@ from verity_sdk import BaseConnector, Denied, Malformed, Misconfigured, Permissi
 from verity_stream import cli
 from verity_stream.cli.check import Findings, _check_connector
 from verity_stream.cli.operate import relation, shown_state
-from verity_stream.cli.output import Secrets, ago, plain
+from verity_stream.cli.output import ago, plain
 from verity_stream.records import Checkpoint
+from verity_stream.redaction import Secrets
 from verity_stream.settings import ConnectorOptions, ConnectorSpec
 from verity_stream.status import utc_now
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from verity_sdk.errors import Misconfigured, VerityError
-from verity_stream.cli.output import SECRETS, one_line
+from verity_stream.cli.output import one_line
+from verity_stream.redaction import SECRETS
 
 CONFIGURATION = 2
 FAILED = 1

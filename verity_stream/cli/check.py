@@ -16,9 +16,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verity_sdk.errors import Denied, Misconfigured, VerityError
 from verity_stream.cli.kafka import kafka_admin
-from verity_stream.cli.output import SECRETS, one_line, quiet_logs
+from verity_stream.cli.output import one_line, quiet_logs
 from verity_stream.database import create_pool, database_errors, missing_migrations
 from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.redaction import SECRETS
 from verity_stream.runner import PublishedByTheRelay
 from verity_stream.settings import (
     ConnectorSpec,

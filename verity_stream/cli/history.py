@@ -33,11 +33,12 @@ from verity_stream.cli.operate import (
     json_option,
     shown_state,
 )
-from verity_stream.cli.output import SECRETS, new_console, new_table, plain
+from verity_stream.cli.output import new_console, new_table, plain
 from verity_stream.cli.steer import Time
 from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
 from verity_stream.records import GAPS_TOPIC, dead_topic
+from verity_stream.redaction import SECRETS
 from verity_stream.status import LATENESS_BOUNDS
 
 ADMIN_SECONDS = 10.0

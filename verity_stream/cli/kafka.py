@@ -86,7 +86,8 @@ class CommittedReader(KafkaTopicReader):
         """The last committed checkpoint record of every connector; the topic is read once."""
         values: dict[str, bytes | None] = {}
         for record in await self.records(CHECKPOINTS_TOPIC):
-            values[record.key.decode("utf-8", "replace")] = record.value
+            if record.key is not None:  # Without one it is nobody's.
+                values[record.key.decode("utf-8", "replace")] = record.value
         found: dict[str, Checkpoint | Malformed] = {}
         for connector_id, value in values.items():
             if value is None:
@@ -101,5 +102,6 @@ class CommittedReader(KafkaTopicReader):
         if self._waits_for_open:
             return await super()._high_watermarks(places)
         async with _consumer(self._kafka, "read_committed") as consumer:
+            consumer.assign(places)
             ends: Mapping[Any, int] = await consumer.end_offsets(places)
             return ends

@@ -19,9 +19,10 @@ from verity_sdk.times import format_utc
 from verity_stream import database
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.cli.kafka import CommittedReader
-from verity_stream.cli.output import SECRETS, ago, new_console, new_table, plain, quiet_logs
+from verity_stream.cli.output import ago, new_console, new_table, plain, quiet_logs
 from verity_stream.operation import OperationStore
 from verity_stream.records import Checkpoint
+from verity_stream.redaction import SECRETS
 from verity_stream.settings import (
     ConnectorSpec,
     StreamSettings,
@@ -94,8 +95,11 @@ def connectors(as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--verify", "is_verified", is_flag=True, help="As `verity verify`: all three views.")
+@click.option("--deep", "is_deep", is_flag=True, help="With --verify: read all events, too.")
 @json_option
-def checkpoints(as_json: bool) -> None:
+@click.pass_context
+def checkpoints(context: click.Context, is_verified: bool, is_deep: bool, as_json: bool) -> None:
     """Compare the checkpoints in Postgres and Kafka.
 
     Each connector's row stands beside its last committed record.
@@ -103,6 +107,13 @@ def checkpoints(as_json: bool) -> None:
     Kafka is read after Postgres, so a connector that is running may be a page ahead there: that
     is the page in flight. After a crash the next start brings Postgres up.
     """
+    if is_verified or is_deep:
+        from verity_stream.cli.verify import verify  # that module needs this one
+
+        context.invoke(
+            verify, connector_ids=(), is_deep=is_deep, settle_seconds=2.0, as_json=as_json
+        )
+        return
     settings = _settings()
 
     async def work(pool: Any) -> tuple[list[Checkpoint], Mapping[str, Checkpoint | Malformed]]:

@@ -17,8 +17,9 @@ from verity_stream.cli.operate import (
     _settings,
     json_option,
 )
-from verity_stream.cli.output import SECRETS, new_console, new_table, plain
+from verity_stream.cli.output import new_console, new_table, plain
 from verity_stream.records import Checkpoint
+from verity_stream.redaction import SECRETS
 from verity_stream.verify import Report, Verdict
 from verity_stream.verify import verify as verify_views
 
