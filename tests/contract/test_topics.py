@@ -10,6 +10,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from contract.streams import kafka_settings, new_name, stream_settings
+from workers import eventually
 
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream import topics as topics_module
@@ -95,7 +96,12 @@ async def test_what_is_known_is_not_asked_again_until_forgotten(
     assert name not in await admin.list_topics()
     topics.forget()
     await topics.ensure({name})
-    assert name in await admin.list_topics()
+
+    async def is_listed() -> bool:
+        return name in await admin.list_topics()
+
+    # Created is what the controller says; the broker's own metadata follows.
+    await eventually(is_listed, 10)
 
 
 async def test_a_replication_factor_that_cant_be_met_names_the_setting(

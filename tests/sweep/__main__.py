@@ -259,7 +259,7 @@ async def is_fenced(worker: Worker) -> bool:
 
 async def broker_lane(lane: Lane) -> None:
     """The broker is killed and comes back, after 5 s and, in a full sweep, also after 60 s."""
-    lane.configure()
+    lane.configure(pages_a_run=60, page_seconds=0.05)
     worker = lane.start()
     for number in range(lane.runs):
         await lane.progress(2)
@@ -273,7 +273,7 @@ async def broker_lane(lane: Lane) -> None:
 
 async def database_lane(lane: Lane) -> None:
     """Postgres is killed, cut off, made read-only, or holds a lock on the row."""
-    lane.configure()
+    lane.configure(pages_a_run=60, page_seconds=0.05)
     worker = lane.start(VERITY_BACKOFF_MAX="1s")
     faults = [database_killed, connections_cut, read_only, row_locked, database_restarted]
     for number in range(lane.runs):
