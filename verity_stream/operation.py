@@ -196,7 +196,7 @@ class OperationStore:
             )
 
     async def report(self, statuses: Sequence[Status]) -> None:
-        """Write statuses; a reported one is marked so."""
+        """Write statuses."""
         rows = [
             (
                 status.connector_id,
@@ -241,8 +241,6 @@ class OperationStore:
                 """,
                 rows,
             )
-        for status in statuses:
-            status.is_reported = True
 
 
 def _storable(text: str | None) -> str | None:

@@ -407,11 +407,16 @@ class ConnectorRunner:
         ]
         if not changed or self._is_database_down:
             return
+        for status in changed:
+            # Before the write: what changes while it is on its way is for the next one.
+            status.is_reported = True
         try:
             await self._operation.report(changed)
             if is_alive:
                 self._reported_at = utc_now()
         except (Unavailable, Denied, Misconfigured) as error:
+            for status in changed:
+                status.is_reported = False
             logger.debug("runner.unreported", error=str(error))
 
     def _summarise(self, now: datetime) -> None:

@@ -118,6 +118,13 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
 
     await eventually(mirrored, 10, bench.logs)
 
+    async def reported() -> bool:
+        row = await bench.fetchrow(
+            "SELECT event_count FROM connector_status WHERE connector_id = $1", connector_id
+        )
+        return bool(row["event_count"] == 105)
+
+    await eventually(reported, 5, bench.logs)
     (body,) = await verity_json(bench, "connector", connector_id)
     assert body["event_count"] == 105
     assert body["checkpoint"]["cursor"] == {"v": 1, "next": 105}
