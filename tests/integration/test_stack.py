@@ -222,6 +222,8 @@ def test_interrupted_start_leaves_no_orphan(tmp_path: Path) -> None:
         env={**os.environ, KAFKA_VARIABLE: "", DATABASE_VARIABLE: ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Tests that run in the background of a shell are deaf to Ctrl-C, and so are their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stack = Stack(directory)
     try:
