@@ -139,7 +139,7 @@ class Relay:
             await self._start()
             while not self._is_halted:
                 await self._refresh()
-                if not await self._pull():
+                if not await self._pull() or self._is_halted:
                     continue
                 self._has_caught_up = True
                 self._status.last_success_at = self._clock()

@@ -842,3 +842,19 @@ async def test_postgres_over_a_newer_topic_is_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(relay_module, "decide_start", lambda stored, published: Start(stored))
     with pytest.raises(AssertionError, match=r"repeated|versions ascend"):
         await sweep(lambda: World("closed"), "cancellation")
+
+
+async def test_halted_within_the_last_page_it_ends_without_another_wait() -> None:
+    """A hand-over must not wait for the next poll, nor call the connector caught up."""
+    world = World("cursor")
+    options = world.spec.options.model_copy(update={"poll_every": timedelta(days=1)})
+    world.spec = replace(world.spec, options=options)
+    relays: list[Relay] = []
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("persist", 2, "before"):
+            relays[0].halt()
+
+    relays.append(world.relay(Script(hook)))
+    await asyncio.wait_for(relays[0].run(), 10)
+    assert relays[0].checkpoint.version == 2
