@@ -180,9 +180,28 @@ class DeliveredOffsetsConsumer(Consumer):
 
 
 class CommittedTransport(Transport):
-    """The transport of the consumer above; a URL scheme of our own would be lower-cased."""
+    """The transport of the consumer above; a URL scheme of our own would be lower-cased.
+
+    Every caller creates a topic by itself. The original lets them share one future
+    (mode/utils/futures.py, StampedeWrapper): a caller that is cancelled while it waits, as a
+    rebalance does, cancels that future, and the one who created the topic dies of
+    `InvalidStateError`. A topic that is there already is no error.
+    """
 
     Consumer = DeliveredOffsetsConsumer
+
+    async def _create_topic(
+        self, owner: Any, client: Any, topic: str, partitions: int, replication: int, **options: Any
+    ) -> None:
+        await self._really_create_topic(owner, client, topic, partitions, replication, **options)
+
+
+class UnsharedTopic(faust.Topic):
+    """A topic whose declaration is not shared between its callers, for the same reason."""
+
+    async def maybe_declare(self) -> None:
+        """Create the topic unless it exists."""
+        await self.declare()
 
 
 class SeekFirstRecovery(Recovery):
@@ -306,7 +325,7 @@ class FixedApp(faust.App):
         self._assigned_in: int | None = None
         self._settled_in: int | None = None
         self._stop_timer: threading.Timer | None = None
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"Topic": UnsharedTopic, **kwargs})
 
     @property
     def is_latest(self) -> bool:
@@ -332,6 +351,9 @@ class FixedApp(faust.App):
 
     def _new_transport(self) -> CommittedTransport:
         return CommittedTransport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> CommittedTransport:
+        return CommittedTransport(self.conf.broker_producer, self)
 
     def _new_web(self) -> Any:
         # Faust's own pages (/, /table/, /router/) serve data to whoever asks.
