@@ -10,14 +10,18 @@ ARGS ?=
 SWEEP ?= quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sweep bench lock clean
+.PHONY: help demo demo-all test check sweep bench lock clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP)  ## See PostgreSQL's audit trail arrive in Kafka, exactly once
 	@echo "== demo"
 	$(BIN)/python -m verity_stream.demo $(ARGS)
+
+demo-all: $(STAMP)  ## The same from six platforms (five are fakes over HTTP), and who left
+	@echo "== demo of all platforms"
+	PYTHONPATH=tests $(BIN)/python -m fakes.demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests on a real Kafka and a real PostgreSQL
 	@echo "== tests"

@@ -36,7 +36,7 @@ class Limits:
 
 
 async def chunked(
-    items: AsyncIterator[T], weigh: Callable[[T], int], limits: Limits
+    items: AsyncIterator[T], weigh: Callable[[T], float], limits: Limits
 ) -> AsyncIterator[tuple[list[T], bool]]:
     """Gather items into lists; the flag says that the source ended with this one.
 
@@ -47,7 +47,7 @@ async def chunked(
         Unavailable: It yielded nothing for `fetch_timeout`.
     """
     gathered: list[T] = []
-    weight = 0
+    weight = 0.0
     has_some, is_full, has_room = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def gather() -> None:
@@ -62,6 +62,11 @@ async def chunked(
                         is_full.set()
                         has_room.clear()
                         await has_room.wait()
+        except BaseException as error:
+            if isinstance(error, Exception | asyncio.CancelledError | GeneratorExit):
+                raise
+            # asyncio lets SystemExit out of a task and ends the loop: one source would end all.
+            raise RuntimeError(f"the source raised {error!r}") from error
         finally:
             has_some.set()
             is_full.set()
@@ -81,7 +86,7 @@ async def chunked(
                     await is_full.wait()
             except TimeoutError:
                 pass  # A page need not be full.
-            chunk, gathered, weight = gathered, [], 0
+            chunk, gathered, weight = gathered, [], 0.0
             # The task is done, or about to be: both events stay set for good.
             has_ended = gathering.done()
             if not has_ended:

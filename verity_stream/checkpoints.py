@@ -22,6 +22,7 @@ from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
+    Seen,
     decode_checkpoint,
     decode_seen,
     encode_seen,
@@ -44,8 +45,27 @@ class Persisted(enum.Enum):
     """Nothing was written: a newer relay has claimed the connector."""
 
 
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a stored checkpoint comes from.
+
+    Attributes:
+        published_version: The version that a relay last published; edits come on top.
+        other_cluster: The Kafka cluster that it was published to, where that is not ours.
+    """
+
+    published_version: int = 0
+    other_cluster: str | None = None
+
+
 class CheckpointStore(Protocol):
     """The stored checkpoints. Every method raises one of the five errors."""
+
+    async def provenance(self, connector_id: str) -> Provenance:
+        """Where the checkpoint comes from; ask before a claim, which makes it ours."""
+
+    async def adopt(self, connector_id: str) -> None:
+        """Take over a checkpoint of another cluster: its position counts, its offsets do not."""
 
     async def claim(self, connector_id: str) -> Checkpoint:
         """Take the next epoch; every relay with a lower one is fenced from here on."""
@@ -58,25 +78,69 @@ class CheckpointStore(Protocol):
 
 
 class PostgresCheckpoints:
-    """The rows of `connector_checkpoints`."""
+    """The rows of `connector_checkpoints`.
 
-    def __init__(self, pool: Any) -> None:
+    Args:
+        pool: The database.
+        kafka_cluster: The id of the cluster that is published to; None asks nobody.
+    """
+
+    def __init__(self, pool: Any, kafka_cluster: str | None = None) -> None:
         self._pool = pool
+        self._kafka_cluster = kafka_cluster
+
+    async def provenance(self, connector_id: str) -> Provenance:
+        """Which version was published last, and whether to another cluster."""
+        async with database_errors("reading the checkpoint"):
+            row = await self._pool.fetchrow(
+                "SELECT published_version, kafka_cluster FROM connector_checkpoints "
+                "WHERE connector_id = $1",
+                connector_id,
+            )
+        if row is None:
+            return Provenance()
+        found, own = row["kafka_cluster"], self._kafka_cluster
+        is_other = found is not None and own is not None and found != own
+        return Provenance(row["published_version"], found if is_other else None)
 
     async def claim(self, connector_id: str) -> Checkpoint:
         """Insert the row if there is none, raise its epoch by one and return it."""
         async with database_errors("claiming the checkpoint"):
             row = await self._pool.fetchrow(
                 """
-                INSERT INTO connector_checkpoints AS c (connector_id, last_ts, epoch)
-                VALUES ($1, $2, 1)
-                ON CONFLICT (connector_id) DO UPDATE SET epoch = c.epoch + 1
+                INSERT INTO connector_checkpoints AS c (connector_id, last_ts, epoch, kafka_cluster)
+                VALUES ($1, $2, 1, $3)
+                ON CONFLICT (connector_id) DO UPDATE SET
+                    epoch = c.epoch + 1, kafka_cluster = coalesce($3, c.kafka_cluster)
                 RETURNING *
                 """,
                 connector_id,
                 FIRST_SINCE,
+                self._kafka_cluster,
             )
         return _from_row(row)
+
+    async def adopt(self, connector_id: str) -> None:
+        """Make the row one of our cluster.
+
+        The offsets from which ids are read back are another cluster's: here the ids can stand
+        anywhere from the beginning on.
+        """
+        stored = await self.load(connector_id)
+        if stored is None:
+            return
+        seen = stored.seen
+        if seen is not None:
+            start = {topic: dict.fromkeys(places, 0) for topic, places in seen.start.items()}
+            seen = Seen(start, seen.newest_at)
+        async with database_errors("taking over the checkpoint"):
+            await self._pool.execute(
+                "UPDATE connector_checkpoints SET kafka_cluster = $2, seen = $3 "
+                "WHERE connector_id = $1",
+                connector_id,
+                self._kafka_cluster,
+                encode_seen(seen),
+            )
 
     async def load(self, connector_id: str) -> Checkpoint | None:
         """The row, or None."""
@@ -101,7 +165,7 @@ class PostgresCheckpoints:
                 """
                 UPDATE connector_checkpoints
                 SET last_ts = $4, cursor = $5, complete_through = $6, seen = $7, version = $8,
-                    updated_at = now()
+                    published_version = $8, updated_at = now()
                 WHERE connector_id = $1 AND version = $2 AND epoch = $3
                 """,
                 checkpoint.connector_id,
@@ -269,6 +333,25 @@ class Start:
     repair_database_from: int | None = None
     publish: bool = False
     pages_behind: int = 0
+
+
+def after_loss(
+    stored: Checkpoint, published: Checkpoint | None, published_version: int
+) -> Checkpoint:
+    """The position that holds where the topic lacks versions that were published to it.
+
+    The topic wins again, at its last version: what it lost may have taken events along, and those
+    that it still has are recognised by their ids. Without any record only Postgres knows a
+    position. An edit came later than what was lost, so it wins over both.
+
+    Args:
+        stored: The row in Postgres; the result keeps its version and epoch.
+        published: The last committed record of the topic, or None.
+        published_version: What a relay last published.
+    """
+    if published is None or stored.version > published_version:
+        return stored
+    return replace(published, version=stored.version, epoch=stored.epoch)
 
 
 def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:

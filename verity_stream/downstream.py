@@ -641,7 +641,7 @@ class DownstreamApp(VerityApp):
             if isinstance(topic, TopicT) and topic.topics and not topic.internal
         ]
         ours = [topic for topic in sources if isinstance(topic.schema, _TypedSchema)]
-        counts = await self._ensure([self.dead_letters, *ours])
+        counts = await self._ensure([self.dead_letters, *sources])
         source_counts = {counts[topic.get_topic_name()] for topic in ours}
         changelogs = [
             table.changelog_topic for table in self.tables.values() if not table.is_global

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ from verity_stream.settings import StreamSettings
 from verity_stream.status import Status
 from verity_stream.topics import CHECKPOINTS_CONFIG
 from verity_stream.waiting import patiently
+from verity_stream.watchdog import Limits, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ BROKER_RETRY_SECONDS = 1.0
 BROKER_REQUEST_SECONDS = 5.0
 TOPICS_SECONDS_MAX = 30.0
 TOPICS_POLL_SECONDS = 0.1
+BROKER_REACH_SECONDS = 2.0
+# A broker ends a transaction up to this long after its time-out; some more, to consume it.
+TRANSACTION_END_SECONDS = 15.0
 YEAR_SECONDS = 365 * 24 * 3600.0
 
 
@@ -157,7 +162,8 @@ def faust_options(settings: StreamSettings) -> dict[str, Any]:
         "env": {},
         "env_prefix": "VERITY_FAUST",
         "broker_session_timeout": session_seconds,
-        "broker_heartbeat_interval": min(5.0, session_seconds / 3),
+        # A member hears of a rebalance by its next heartbeat, and everybody waits for the last.
+        "broker_heartbeat_interval": min(1.0, session_seconds / 3),
         "broker_rebalance_timeout": REBALANCE_TIMEOUT_SECONDS,
         # Above the session and above a join, which lasts as long as the slowest member's revoke.
         "broker_request_timeout": max(session_seconds, REBALANCE_TIMEOUT_SECONDS) + 10.0,
@@ -281,7 +287,19 @@ class WorkerApp(VerityApp):
         super().__init__(app_id, verity=verity, **options)
         self._runner_factory = runner_factory
         self.runner: Runner | None = None
+        timeout_seconds = verity.watchdog_timeout.total_seconds()
+        self.watchdog = Watchdog(
+            Limits(
+                standstill=timeout_seconds,
+                mirror=max(
+                    timeout_seconds,
+                    verity.transaction_timeout.total_seconds() + TRANSACTION_END_SECONDS,
+                ),
+            ),
+            lambda: is_broker_reachable(verity),
+        )
         self._assigning: asyncio.Task[bool] | None = None
+        self._starting: asyncio.Task[bool] | None = None
         self._reconciling: asyncio.Task[None] | None = None
         self.on_partitions_revoked.connect(self._revoke)
         add_timer(
@@ -314,6 +332,7 @@ class WorkerApp(VerityApp):
         )
         self.runner = self._runner_factory()
         await self.runner.start()
+        self.watchdog.start()
 
     def on_rebalance_start(self) -> None:
         """Fence, in the main loop: Faust calls this in the consumer's thread.
@@ -331,7 +350,8 @@ class WorkerApp(VerityApp):
 
     async def on_stop(self) -> None:
         """Stop the relays first: they need no Faust, and their brokers and pools still stand."""
-        for task in (self._assigning, self._reconciling):
+        self.watchdog.stop()
+        for task in (self._assigning, self._reconciling, self._starting):
             await _cancel(task)
         runner, self.runner = self.runner, None
         if runner is not None:
@@ -347,9 +367,15 @@ class WorkerApp(VerityApp):
         if self.runner is None:
             return False
         logger.info("Assigned %d partitions: %s", len(partitions), sorted(partitions))
-        return await contained(
+        is_assigned = await contained(
             self.runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
         )
+        # Now and not at the timer's next tick: nobody runs these connectors. In a task of its
+        # own, because a revoke cancels this one, and lets a reconcile finish.
+        self._starting = asyncio.ensure_future(
+            contained(self._reconcile(), "reconcile", RECONCILE_SECONDS_MAX)
+        )
+        return is_assigned
 
     async def _revoke(self, *args: Any, **kwargs: Any) -> None:
         # An assignment still on its way must not arrive after the revoke.
@@ -358,13 +384,32 @@ class WorkerApp(VerityApp):
             await contained(self.runner.revoke(), "Revoking partitions", REVOKE_SECONDS_MAX)
 
     async def _reconcile(self) -> None:
-        if self.runner is not None and self.is_settled:
+        self._report_to_watchdog()
+        is_running = self._reconciling is not None and not self._reconciling.done()
+        if self.runner is not None and self.is_settled and not is_running:
             self._reconciling = asyncio.current_task()
             await self.runner.reconcile()
 
+    def _report_to_watchdog(self) -> None:
+        statuses = {} if self.runner is None else self.runner.statuses
+        published = {name: one.version for name, one in statuses.items() if one.version is not None}
+        mirrored = {}
+        for connector_id in published:
+            value = self.checkpoints.get(connector_id.encode())
+            try:
+                mirrored[connector_id] = 0 if value is None else _version(value)
+            except ValueError:
+                mirrored[connector_id] = 0  # The agent has said so; reconciling must go on.
+        self.watchdog.ticked(
+            is_settled=self.is_settled,
+            is_member=is_group_member(self),
+            published=published,
+            mirrored=mirrored,
+        )
+
     def reasons_not_ready(self) -> list[str]:
         """Why this worker does not run its connectors now; empty when it does."""
-        reasons = super().reasons_not_ready()
+        reasons = super().reasons_not_ready() + self.watchdog.reasons_not_ready()
         if not reasons and not self.owned_partitions:
             reasons.append("no partitions assigned")
         if self.runner is None or not self.runner.is_ready():
@@ -466,6 +511,30 @@ def _version(record: bytes) -> int:
     if not isinstance(version, int) or isinstance(version, bool):
         raise ValueError("not a JSON object with an integer `version`")
     return version
+
+
+def is_group_member(app: faust.App) -> bool:
+    """Whether the task that takes part in the consumer group's coordination still runs.
+
+    aiokafka ends it at an error that it does not expect (consumer/group_coordinator.py,
+    `_coordination_routine`): heartbeats stop, others get the partitions, and nothing here changes.
+    """
+    thread = getattr(app.consumer, "_thread", None)
+    coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
+    task = getattr(coordinator, "_coordination_task", None)
+    return task is None or not task.done()
+
+
+def is_broker_reachable(settings: StreamSettings) -> bool:
+    """Whether somebody listens at one of the brokers' addresses; from any thread."""
+    for server in _servers(settings):
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), BROKER_REACH_SECONDS).close()
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 async def wait_for_broker(settings: StreamSettings) -> None:

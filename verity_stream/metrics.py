@@ -37,6 +37,14 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
         "behind_count",
         "Starts that found Postgres more than a page behind the topic.",
     ),
+    "verity_topic_behind": (
+        "topic_behind_count",
+        "Starts that found the topic without checkpoints that were published.",
+    ),
+    "verity_other_cluster": (
+        "other_cluster_count",
+        "Starts that found the checkpoints of another Kafka cluster.",
+    ),
     "verity_ids_forgotten": (
         "forgotten_count",
         "Ids forgotten early because the seen window was full: their repeats can pass.",

@@ -127,13 +127,14 @@ class OperationStore:
                        t.platform, t.worker, t.state, t.state_since, t.last_success_at,
                        t.last_event_at, t.next_try_at, t.last_error, t.event_count,
                        t.repeat_count, t.dead_count, t.gap_count, t.reported_at,
-                       t.lateness_p50_seconds, t.lateness_p99_seconds,
+                       t.lateness_p50_seconds, t.lateness_p99_seconds, p.complete_through,
                        s.snapshot_id, s.started_at AS snapshot_started_at,
                        s.ended_at AS snapshot_ended_at, s.is_complete AS snapshot_is_complete,
                        s.grant_count AS snapshot_grant_count
                 FROM connector_status t
                 FULL JOIN connector_controls c USING (connector_id)
                 FULL JOIN connector_snapshots s USING (connector_id)
+                LEFT JOIN connector_checkpoints p USING (connector_id)
                 """
             )
         return {row["connector_id"]: dict(row) for row in rows}

@@ -20,10 +20,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import structlog
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.partitioner import murmur2
 
@@ -35,7 +35,10 @@ from verity_stream.records import Offsets, Record
 logger = structlog.get_logger(__name__)
 
 BATCH_BYTES = 256 * 1024
-"""A batch is closed at this size: large enough to be cheap, well below a broker's limit of 1 MB."""
+"""A batch is closed at this size: large enough to be cheap, well below a broker's limit of 1 MB.
+
+A broker's message.max.bytes limits a batch, not a record: where the longest record is set lower,
+so is this."""
 
 CLOSE_SECONDS = 5.0
 KEYS_CACHED_MAX = 65_536
@@ -47,10 +50,26 @@ class Publisher(Protocol):
     async def start(self) -> None:
         """Connect and fence; raises one of the five errors."""
 
+    async def prepare(self, records: Iterable[Record], page: Any = None) -> Any:
+        """Add records to a page (None: a new one) that is published later, by this publisher.
+
+        Nothing is sent. The page before may be on its way meanwhile.
+        """
+
     async def publish(
-        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+        self,
+        page: Any,
+        seal: Callable[[Offsets], Record] | None = None,
+        sealed_in: tuple[str, bytes] | None = None,
     ) -> Offsets:
-        """Publish records and then, with the offsets they took, the record that seals them."""
+        """Publish a page and then, with the offsets it took, the record that seals it.
+
+        Args:
+            page: What `prepare` returned, or records.
+            seal: Makes the last record.
+            sealed_in: That record's topic and key, where they are known: its partition then joins
+                the transaction together with the others, which saves a round trip.
+        """
 
     async def close(self) -> None:
         """Abort what is open and disconnect; never raises, bounded in time."""
@@ -88,6 +107,14 @@ def as_verity_error(error: BaseException) -> VerityError:
     return Unavailable(f"Kafka: {what}")
 
 
+class Batches:
+    """A page of records as Kafka's batches, to be sent by the producer that made them."""
+
+    def __init__(self) -> None:
+        self.full: list[tuple[str, int, Any]] = []
+        self.open: dict[tuple[str, int], Any] = {}
+
+
 class KafkaPublisher:
     """Publishes pages through one producer of its own.
 
@@ -110,7 +137,7 @@ class KafkaPublisher:
             **kafka.client_options(),
             "acks": "all",
             "compression_type": kafka.compression_type,
-            "max_batch_size": BATCH_BYTES,
+            "max_batch_size": min(BATCH_BYTES, kafka.max_record_bytes),
             "max_request_size": max(1_048_576, kafka.max_record_bytes + 65_536),
         }
         if transactional_id is None:
@@ -137,12 +164,39 @@ class KafkaPublisher:
         except (kafka_errors.KafkaError, ValueError) as error:
             raise as_verity_error(error) from error
 
+    async def prepare(self, records: Iterable[Record], page: Any = None) -> Batches:
+        """Add records to a page's batches; see the protocol.
+
+        Raises:
+            Unavailable: The broker does not tell a new topic's partitions in time.
+        """
+        batches = Batches() if page is None else cast(Batches, page)
+        producer, places, being_filled = self._started, self._partitions, batches.open
+        for topic, key, value, headers in records:
+            partition = places.get((topic, key))
+            if partition is None:
+                partition = await self._partition(producer, topic, key)
+            batch = being_filled.get((topic, partition))
+            if batch is None:
+                batch = being_filled[topic, partition] = producer.create_batch()
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                batches.full.append((topic, partition, batch))
+                batch = being_filled[topic, partition] = producer.create_batch()
+                # A new batch takes its first record whatever its size.
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        return batches
+
     async def publish(
-        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+        self,
+        page: Batches | Iterable[Record],
+        seal: Callable[[Offsets], Record] | None = None,
+        sealed_in: tuple[str, bytes] | None = None,
     ) -> Offsets:
         """Publish one page; see the module's contract."""
         try:
-            return await asyncio.wait_for(self._publish(records, seal), self._publish_seconds)
+            return await asyncio.wait_for(
+                self._publish(page, seal, sealed_in), self._publish_seconds
+            )
         except TimeoutError:
             raise Unavailable("Kafka did not take the page within the transaction's time") from None
         except (kafka_errors.KafkaError, AssertionError) as error:
@@ -150,14 +204,21 @@ class KafkaPublisher:
             raise as_verity_error(error) from error
 
     async def _publish(
-        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None
+        self,
+        page: Batches | Iterable[Record],
+        seal: Callable[[Offsets], Record] | None,
+        sealed_in: tuple[str, bytes] | None,
     ) -> Offsets:
-        producer = self._producer
-        assert producer is not None, "start() comes first"  # noqa: S101 - a bug of ours, not input
+        producer = self._started
         if self._is_transactional:
             await producer.begin_transaction()
+            if sealed_in is not None:
+                partition = await self._partition(producer, *sealed_in)
+                producer._txn_manager.maybe_add_partition_to_txn(
+                    TopicPartition(sealed_in[0], partition)
+                )
         passing("after_begin")
-        offsets = await self._send(producer, records)
+        offsets = await self._send(producer, page)
         passing("after_publish")
         if seal is not None:
             await self._send(producer, [seal(offsets)])
@@ -169,38 +230,26 @@ class KafkaPublisher:
         passing("after_commit")
         return offsets
 
-    async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:
-        """Send the records in batches and await every acknowledgement."""
-        open_batches: dict[tuple[str, int], Any] = {}
+    @property
+    def _started(self) -> AIOKafkaProducer:
+        assert self._producer is not None, "start() comes first"  # noqa: S101 - a bug of ours
+        return self._producer
+
+    async def _send(self, producer: AIOKafkaProducer, page: Batches | Iterable[Record]) -> Offsets:
+        """Send a page's batches and await every acknowledgement."""
+        if not isinstance(page, Batches):
+            page = await self.prepare(page)
+        batches = [*page.full, *((*place, batch) for place, batch in page.open.items())]
         futures: list[asyncio.Future[Any]] = []
-        sent: list[tuple[str, int, int]] = []
-
-        async def send(topic: str, partition: int, batch: Any) -> None:
+        for topic, partition, batch in batches:
             batch.close()
-            sent.append((topic, partition, batch.record_count()))
             futures.append(await producer.send_batch(batch, topic, partition=partition))
-
-        for topic, key, value, headers in records:
-            partition = self._partitions.get((topic, key))
-            if partition is None:
-                partition = await self._partition(producer, topic, key)
-            place = (topic, partition)
-            batch = open_batches.get(place)
-            if batch is None:
-                batch = open_batches[place] = producer.create_batch()
-            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                await send(topic, partition, batch)
-                batch = open_batches[place] = producer.create_batch()
-                # A new batch takes its first record whatever its size.
-                batch.append(timestamp=None, key=key, value=value, headers=headers)
-        for (topic, partition), batch in open_batches.items():
-            await send(topic, partition, batch)
         acknowledged = await asyncio.gather(*futures, return_exceptions=True)
         offsets: Offsets = {}
-        for (topic, partition, count), metadata in zip(sent, acknowledged, strict=True):
+        for (topic, partition, batch), metadata in zip(batches, acknowledged, strict=True):
             if isinstance(metadata, BaseException):
                 raise metadata
-            first, last = metadata.offset, metadata.offset + count - 1
+            first, last = metadata.offset, metadata.offset + batch.record_count() - 1
             taken = offsets.setdefault(topic, {})
             if partition in taken:
                 first = min(first, taken[partition][0])
@@ -210,6 +259,9 @@ class KafkaPublisher:
 
     async def _partition(self, producer: AIOKafkaProducer, topic: str, key: bytes | None) -> int:
         """The partition of a key, as Kafka's default partitioner has it; remembered, bounded."""
+        known = self._partitions.get((topic, key))
+        if known is not None:
+            return known
         count = self._partition_counts.get(topic)
         if count is None:
             count = self._partition_counts[topic] = len(await producer.partitions_for(topic))

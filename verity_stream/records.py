@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -141,6 +141,16 @@ class EventEncoder:
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
         return Record(topic, key, value, [("event_id", identity), *self._headers])
+
+    def topics(self, events: Iterable[RawEvent]) -> set[str]:
+        """The topics that these events go to; those that have none are left to `encode`."""
+        topics = set()
+        for platform in {str(event.platform) for event in events}:
+            try:
+                topics.add(self._topic(platform))
+            except Malformed:
+                pass  # Said of each of its events when it is encoded.
+        return topics
 
     def _topic(self, platform: Any) -> str:
         try:

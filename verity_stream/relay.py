@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,12 +25,14 @@ from typing import Any, cast
 
 import structlog
 
+from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_sdk.times import as_utc, format_utc
 from verity_stream.checkpoints import (
     CheckpointStore,
     Persisted,
     TopicReader,
+    after_loss,
     decide_start,
 )
 from verity_stream.failpoints import passing
@@ -58,11 +60,22 @@ from verity_stream.status import State, Status, utc_now
 logger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _EncodedPage:
-    """A page as records, and what the seen window remembers of it."""
+SLICE_EVENTS = 250
+"""So many events are encoded at a time, a millisecond's work, while the page before is sent."""
 
-    records: Sequence[Record] = ()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PreparedPage:
+    """A page as the publisher takes it, and what the seen window remembers of it.
+
+    Attributes:
+        batches: What the publisher prepared.
+        record_count: How many records those hold; the checkpoint's is not among them.
+    """
+
+    origin: Origin
+    batches: Any = ()
+    record_count: int = 0
     ids: Sequence[str] = ()
     newest_at: datetime
     summary: PageSummary = field(default_factory=PageSummary)
@@ -161,6 +174,10 @@ class Relay:
     async def _start(self) -> None:
         """Claim, fence, read the epoch again, and make the two stored views equal."""
         connector_id = self._spec.connector_id
+        provenance = await self._store.provenance(connector_id)
+        if provenance.other_cluster is not None:
+            self._is_of_another_cluster(provenance.other_cluster)
+            await self._store.adopt(connector_id)
         claimed = await self._store.claim(connector_id)
         passing("after_claim")
         await self._publisher.start()
@@ -170,6 +187,10 @@ class Relay:
         stored = await self._load(claimed.epoch)
         published = await self._reader.last_checkpoint(connector_id)
         passing("after_read_back")
+        lost = provenance.published_version - (0 if published is None else published.version)
+        if lost > 0:
+            self._topic_is_behind(lost)
+            stored = after_loss(stored, published, provenance.published_version)
         start = decide_start(stored, published)
         if start.pages_behind > 1:
             self._database_is_behind(start.pages_behind)
@@ -213,6 +234,28 @@ class Relay:
                 "VERITY_DATABASE_BEHIND=stop leaves the decision to you"
             )
 
+    def _topic_is_behind(self, versions: int) -> None:
+        self._status.topic_behind_count += 1
+        policy = self._settings.topic_behind
+        self._log.error("relay.topic_behind", versions=versions, policy=policy)
+        if policy == "stop":
+            raise Misconfigured(
+                f"{CHECKPOINTS_TOPIC} lacks the last {versions} versions that were published, as "
+                "after it was deleted; VERITY_TOPIC_BEHIND=stop leaves the decision to you"
+            )
+
+    def _is_of_another_cluster(self, cluster: str) -> None:
+        """Before the claim: the relay that publishes there must not find itself fenced."""
+        self._status.other_cluster_count += 1
+        policy = self._settings.other_cluster
+        self._log.error("relay.other_cluster", cluster=cluster, policy=policy)
+        if policy == "stop":
+            raise Misconfigured(
+                f"the database's checkpoint belongs to the Kafka cluster {cluster}, and this is "
+                "another: point VERITY_DATABASE__DSN to a database of its own or, after a move, "
+                "set VERITY_OTHER_CLUSTER=adopt"
+            )
+
     async def _load(self, epoch: int) -> Checkpoint:
         stored = await self._store.load(self._spec.connector_id)
         if stored is None:
@@ -228,26 +271,57 @@ class Relay:
             await self._adopt_edit(stored)
 
     async def _pull(self) -> bool:
-        """One pass: every page until caught up; False where the position was moved meanwhile."""
+        """One pass: every page until caught up; False where the position was moved meanwhile.
+
+        While a page is on its way to Kafka and Postgres, the next one is fetched and encoded.
+        """
         pages = cast("Any", self._source.pages(self.checkpoint))
         async with aclosing(pages):
-            while not self._is_halted:
-                passing("before_fetch")
-                try:
-                    page = await self._interruptible(anext(pages))
-                except StopAsyncIteration:
-                    return True
-                passing("after_fetch")
-                if not self._is_halted and not await self._relay(page):
-                    return False
-        return True
+            preparing = asyncio.create_task(self._prepare_next(pages))
+            is_edited = False
+            try:
+                while not self._is_halted and not is_edited:
+                    found = await self._interruptible(self._prepared(preparing))
+                    if found is None:
+                        return True
+                    preparing = asyncio.create_task(self._prepare_next(pages))
+                    is_edited = not self._is_halted and not await self._relay(*found)
+            finally:
+                preparing.cancel()
+                await asyncio.wait({preparing})
+                if not preparing.cancelled():
+                    preparing.exception()  # Seen: its page is not published by this pass.
+        if is_edited:
+            # Only now that no page is being prepared any more: what it claimed is forgotten, too.
+            await self._adopt_edit(await self._load(self.checkpoint.epoch))
+        return not is_edited
 
-    async def _relay(self, page: RelayPage) -> bool:
+    @staticmethod
+    async def _prepared(
+        preparing: asyncio.Task[tuple[RelayPage, _PreparedPage] | None],
+    ) -> tuple[RelayPage, _PreparedPage] | None:
+        try:
+            return await preparing
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Unavailable("the source cancelled itself") from None
+
+    async def _prepare_next(self, pages: Any) -> tuple[RelayPage, _PreparedPage] | None:
+        """Fetch and encode the next page; None where there is none."""
+        passing("before_fetch")
+        try:
+            page = await anext(pages)
+        except StopAsyncIteration:
+            return None
+        passing("after_fetch")
+        return page, await self._prepare(page)
+
+    async def _relay(self, page: RelayPage, prepared: _PreparedPage) -> bool:
         """Publish and persist one page; False where an operator moved the position meanwhile."""
         before = self.checkpoint
-        origin = self._origin()
-        encoded = self._encode(page, origin)
-        summary = encoded.summary
+        summary = prepared.summary
         after = replace(
             before,
             version=before.version + 1,
@@ -261,9 +335,9 @@ class Relay:
             before.complete_through,
         )
         self._status.repeat_count += summary.repeat_count
-        if not encoded.records and not is_moved:
+        if not prepared.record_count and not is_moved:
             return True
-        after = await self._publish(encoded, after, origin)
+        after = await self._publish(prepared, after)
         passing("before_persist")
         # The order is the guarantee: only what is committed may be persisted.
         outcome = await self._store.persist(after, expected_version=before.version)
@@ -272,7 +346,7 @@ class Relay:
             raise Fenced("a newer relay claimed the connector; it knows of this page")
         self._hold(after)
         self._count(summary, page)
-        self._status.lateness.observe(encoded.lateness_seconds)
+        self._status.lateness.observe(prepared.lateness_seconds)
         self._log.debug(
             "relay.page",
             version=after.version,
@@ -282,42 +356,48 @@ class Relay:
             gaps=summary.gap_count,
             last_ts=format_utc(after.last_ts),
         )
-        if outcome is Persisted.EDITED:
-            await self._adopt_edit(await self._load(after.epoch))
-            return False
-        return True
+        return outcome is not Persisted.EDITED
 
     def _origin(self) -> Origin:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
 
-    def _encode(self, page: RelayPage, origin: Origin) -> _EncodedPage:
+    async def _prepare(self, page: RelayPage) -> _PreparedPage:
         """The page's records without its checkpoint, and what is to be remembered of them."""
-        kafka = self._settings.kafka
+        origin, kafka = self._origin(), self._settings.kafka
         part_bytes = kafka.max_record_bytes // 2  # base64 and the frame around it must fit too
         encoder = EventEncoder(origin, self._spec.options.partition_by, kafka.max_record_bytes)
-        fresh = self._window.without_repeats(page.events)
-        records: list[Record] = []
+        fresh = self._window.claim(page.events)
         letters: list[DeadLetter] = []
-        for event in fresh:
-            try:
-                records.append(encoder.encode(event))
-            except Malformed as error:
-                letters.append(dead_event(origin, event, str(error), part_bytes))
-        event_count = len(records)
+
+        def encoded(events: Sequence[RawEvent]) -> Iterator[Record]:
+            for event in events:
+                try:
+                    yield encoder.encode(event)
+                except Malformed as error:
+                    letters.append(dead_event(origin, event, str(error), part_bytes))
+
+        await self._ensure_topics({CHECKPOINTS_TOPIC, *encoder.topics(fresh)})
+        batches = await self._publisher.prepare(())
+        for start in range(0, len(fresh), SLICE_EVENTS):
+            await self._publisher.prepare(encoded(fresh[start : start + SLICE_EVENTS]), batches)
+            await asyncio.sleep(0)
+        event_count = len(fresh) - len(letters)
         letters += [
             dead_event(origin, thing, reason, part_bytes) for thing, reason in page.unpublishable
         ]
         letters += [dead_record(origin, rejected, part_bytes) for rejected in page.rejected]
+        letters = [letter for letter in letters if self._window.claim_id(letter.dead_id)]
+        others = [record for letter in letters for record in letter.records]
+        others += [gap_record(origin, gap) for gap in page.gaps]
+        await self._ensure_topics({record.topic for record in others})
+        await self._publisher.prepare(others, batches)
         times = [as_utc(event.occurred_at) for event in fresh]
         # What is older before the first catch-up is a backfill or a replay, and is not late.
         now = self._clock() if self._has_caught_up else None
-        by_id = {letter.dead_id: letter for letter in letters if letter.dead_id not in self._window}
-        letters = list(by_id.values())
-        for letter in letters:
-            records += letter.records
-        records += [gap_record(origin, gap) for gap in page.gaps]
-        return _EncodedPage(
-            records=records,
+        return _PreparedPage(
+            origin=origin,
+            batches=batches,
+            record_count=event_count + len(others),
             ids=[*(str(event.event_id) for event in fresh), *(one.dead_id for one in letters)],
             newest_at=max(times, default=page.last_ts),
             lateness_seconds=[] if now is None else [(now - at).total_seconds() for at in times],
@@ -329,26 +409,24 @@ class Relay:
             ),
         )
 
-    async def _publish(
-        self, encoded: _EncodedPage, after: Checkpoint, origin: Origin
-    ) -> Checkpoint:
+    async def _publish(self, prepared: _PreparedPage, after: Checkpoint) -> Checkpoint:
         """One transaction: the records, and the checkpoint that says where they ended up."""
 
         def seal(offsets: Offsets) -> Record:
             nonlocal after
             places = {topic: taken for topic, taken in offsets.items() if topic != GAPS_TOPIC}
-            forgotten = self._window.remember(encoded.ids, encoded.newest_at, places)
+            forgotten = self._window.remember(prepared.ids, prepared.newest_at, places)
             self._report_forgotten(forgotten)
             self._window.forget_before(earlier(after.last_ts, self._spec.lookback))
             after = replace(after, seen=self._window.seen())
-            return checkpoint_record(origin, after, replace(encoded.summary, offsets=offsets))
+            summary = replace(prepared.summary, offsets=offsets)
+            return checkpoint_record(prepared.origin, after, summary)
 
-        await self._ensure_topics(
-            {CHECKPOINTS_TOPIC, *(record.topic for record in encoded.records)}
-        )
         began = time.monotonic()
         try:
-            await self._publisher.publish(encoded.records, seal)
+            await self._publisher.publish(
+                prepared.batches, seal, (CHECKPOINTS_TOPIC, after.connector_id.encode())
+            )
             self._status.commit_seconds.observe([time.monotonic() - began])
         except Fenced as error:
             # A transaction that the broker timed out looks the same; only the epoch can tell.
@@ -358,9 +436,10 @@ class Relay:
 
     async def _publish_position(self, stored: Checkpoint) -> None:
         """Bring the topic up to a position that only Postgres has, as a page without events."""
-        origin = self._origin()
+        await self._ensure_topics({CHECKPOINTS_TOPIC})
         after = replace(stored, version=stored.version + 1)
-        after = await self._publish(_EncodedPage(newest_at=stored.last_ts), after, origin)
+        page = _PreparedPage(origin=self._origin(), newest_at=stored.last_ts)
+        after = await self._publish(page, after)
         outcome = await self._store.persist(after, expected_version=stored.version)
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector")

@@ -19,6 +19,7 @@ import structlog
 from verity_sdk.chunks import Limits
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
+from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
 from verity_stream.database import create_pool, migrate, require_migrations
 from verity_stream.operation import Control, OperationStore
@@ -45,6 +46,7 @@ logger = structlog.get_logger(__name__)
 HALT_SECONDS = 2.5
 """A page in hand gets this long to finish before its relay is cancelled."""
 CANCEL_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
 SIGN_OF_LIFE_EVERY = timedelta(seconds=10)
 SUMMARY_EVERY = timedelta(minutes=1)
 FENCED_RETRY = timedelta(seconds=5)
@@ -138,7 +140,8 @@ class ConnectorRunner:
             await migrate(self._pool)
         else:
             await require_migrations(self._pool)
-        self._store = PostgresCheckpoints(self._pool)
+        cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
+        self._store = PostgresCheckpoints(self._pool, cluster)
         self._operation = OperationStore(self._pool, settings.worker_name)
         platforms = {one.spec.platform for one in self._connectors}
         names = {CHECKPOINTS_TOPIC, GAPS_TOPIC}
@@ -255,12 +258,20 @@ class ConnectorRunner:
         """One life of a connector: a new instance, a new producer, a new relay."""
         spec, settings = one.spec, self._settings
         assert self._store is not None  # noqa: S101 - start() comes first
-        connector = self._construct(spec)
+        connector: BaseConnector | None = None
+        report_wait.set(shown_as_backing_off(one.status))
         try:
+            connector = self._construct(spec)
             one.relay = Relay(
                 spec,
                 settings,
-                source_of(connector, spec.lookback, self._limits(spec), utc_now),
+                source_of(
+                    connector,
+                    spec.lookback,
+                    self._limits(spec),
+                    utc_now,
+                    settings.page_bytes,
+                ),
                 self._publisher(f"verity.{spec.connector_id}"),
                 self._store,
                 self._reader,
@@ -273,7 +284,13 @@ class ConnectorRunner:
             await _close(connector)
 
     def _construct(self, spec: ConnectorSpec) -> BaseConnector:
-        return spec.cls(spec.config, PublishedByTheRelay(), self._pool)
+        try:
+            return spec.cls(spec.config, PublishedByTheRelay(), self._pool)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            # Nothing is awaited in a constructor, so a CancelledError is the connector's own.
+            raise RuntimeError(f"the connector's constructor raised {error!r}") from error
 
     def _publisher(self, name: str) -> KafkaPublisher:
         is_exact = self._settings.delivery == "exactly_once"
@@ -358,8 +375,7 @@ class ConnectorRunner:
             one.next_snapshot_at = utc_now() + self._settings.backoff_max
         finally:
             await publisher.close()
-            if connector is not None:
-                await _close(connector)
+            await _close(connector)
 
     async def _stop_all(self, connectors: Iterable[_Supervised]) -> None:
         """Halt at the end of the page in hand; cancel what takes too long. Bounded."""
@@ -440,6 +456,18 @@ class ConnectorRunner:
             one.reported = (status.event_count, status.page_count)
 
 
+def shown_as_backing_off(status: Status) -> WaitReport:
+    """While a connector waits for its vendor by itself, people see until when, and why."""
+
+    def report(until: datetime | None, why: str) -> None:
+        if until is not None:
+            status.enter(State.BACKING_OFF, error=SECRETS.hide(why), next_try_at=until)
+        elif status.state is State.BACKING_OFF:
+            status.enter(State.RUNNING)
+
+    return report
+
+
 class PublishedByTheRelay:
     """Stands where a connector would have its own producer.
 
@@ -454,12 +482,25 @@ class PublishedByTheRelay:
         )
 
 
-async def _close(connector: BaseConnector) -> None:
+async def _close(connector: BaseConnector | None) -> None:
     """Let the connector close what it opened, if it has a `close`; bounded, never raises."""
     close = getattr(connector, "close", None)
     if close is None:
         return
+
+    async def contained() -> None:
+        try:
+            await close()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(f"close() raised {error!r}") from error
+
+    closing = asyncio.create_task(contained())
     try:
-        await asyncio.wait_for(close(), 5)
-    except Exception as error:  # noqa: BLE001 - it is being thrown away
-        logger.warning("connector.close_failed", error=repr(error))
+        # Not the task itself: what it cancels within, or ignores, is not ours.
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    finally:
+        closing.cancel()
+    if not closing.done():
+        logger.warning("connector.close_failed", error=f"it took over {CLOSE_SECONDS} s")
+    elif not closing.cancelled() and (error := closing.exception()) is not None:
+        logger.warning("connector.close_failed", error=SECRETS.hide(repr(error)))

@@ -56,17 +56,27 @@ class SeenWindow:
     def __contains__(self, identity: str) -> bool:
         return hash(identity) in self._hashes
 
-    def without_repeats(self, events: Iterable[RawEvent]) -> list[RawEvent]:
-        """The events whose ids are neither in the window nor twice among these."""
+    def claim(self, events: Iterable[RawEvent]) -> list[RawEvent]:
+        """The events whose ids are neither in the window nor twice among these.
+
+        Their ids are known from now on: the next page may be claimed before this one is out. The
+        caller publishes and remembers them, or throws the window away.
+        """
         known = self._hashes
-        here: set[int] = set()
         fresh = []
         for event in events:
             hashed = hash(str(event.event_id))
-            if hashed not in known and hashed not in here:
-                here.add(hashed)
+            if hashed not in known:
+                known.add(hashed)
                 fresh.append(event)
         return fresh
+
+    def claim_id(self, identity: str) -> bool:
+        """The same for one id: whether it was not known."""
+        hashed = hash(identity)
+        is_fresh = hashed not in self._hashes
+        self._hashes.add(hashed)
+        return is_fresh
 
     def remember(self, ids: Sequence[str], newest_at: datetime, offsets: Offsets) -> int:
         """Take in a published page; returns how many ids had to be forgotten early.

@@ -54,11 +54,27 @@ class StreamSettings(VerityConfig):
         description="What to do when the database is more than a page behind the topic, as "
         "after a restored backup: follow the topic, or block the connector.",
     )
+    topic_behind: Literal["repair", "stop"] = Field(
+        "repair",
+        description="What to do when the topic lacks checkpoints that were published, as after "
+        "it was deleted: go on from the last one it has, or from Postgres where it has none, or "
+        "block the connector.",
+    )
+    other_cluster: Literal["stop", "adopt"] = Field(
+        "stop",
+        description="What to do when the database's checkpoints belong to another Kafka cluster: "
+        "block the connectors, or take them over into this one, as after a move.",
+    )
 
     checkpoint_partitions: int = Field(24, ge=1, le=1000)
 
     page_events: int = Field(
         2000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."
+    )
+    page_bytes: int = Field(
+        8 * 1024 * 1024,
+        ge=16_384,
+        description="… or this many bytes of JSON, whichever comes first.",
     )
     page_wait: Duration = Field(timedelta(milliseconds=250), description="… for at most this long.")
     fetch_timeout: Duration = Field(
@@ -73,6 +89,10 @@ class StreamSettings(VerityConfig):
         timedelta(minutes=5), description="How often a blocked connector is tried again."
     )
 
+    watchdog_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1))] = Field(
+        timedelta(minutes=2),
+        description="A worker whose timer, assignment or mirror stands still for this long ends.",
+    )
     session_timeout_seconds: float = Field(20.0, ge=1)
     commit_interval_seconds: float = Field(1.0, gt=0)
     broker_wait_seconds: float = Field(60.0, ge=0)

@@ -82,6 +82,8 @@ class Status:
         retry_count: Relays that failed and were started again.
         fenced_count: … because another one owns the connector.
         behind_count: Starts that found the database more than a page behind.
+        topic_behind_count: … that found the topic without checkpoints that were published.
+        other_cluster_count: … that found the checkpoints of another Kafka cluster.
         lateness: Seconds from when an event occurred to when it was first seen, without backfills.
         commit_seconds: From the beginning of a page's transaction to its commit.
     """
@@ -109,6 +111,8 @@ class Status:
     retry_count: int = 0
     fenced_count: int = 0
     behind_count: int = 0
+    topic_behind_count: int = 0
+    other_cluster_count: int = 0
     lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
     commit_seconds: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
 

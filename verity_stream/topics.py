@@ -62,6 +62,25 @@ class Topics:
                 raise as_verity_error(error) from error
             self._known.update(missing)
 
+    async def cluster_id(self) -> str | None:
+        """The id of the Kafka cluster, which it got when it was formatted.
+
+        Raises:
+            Denied, Unavailable: As `ensure`.
+        """
+        admin = AIOKafkaAdminClient(**self._settings.kafka.client_options())
+        try:
+            async with asyncio.timeout(ADMIN_SECONDS):
+                await admin.start()
+                found: str | None = (await admin.describe_cluster()).get("cluster_id")
+                return found
+        except TimeoutError:
+            raise Unavailable("Kafka did not answer which cluster it is") from None
+        except kafka_errors.KafkaError as error:
+            raise as_verity_error(error) from error
+        finally:
+            await admin.close()
+
     def forget(self) -> None:
         """Look again next time: something failed, and a topic may have been deleted."""
         self._known.clear()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
 
 from connectors.postgres.files import place_of
+from connectors.postgres.log_analytics import LogAnalyticsLog
 from connectors.postgres.log_lines import Context, Line, logged_at, parse_line, zone_of
 from connectors.postgres.log_reader import LogDirectory, ReaderFunctions
 from connectors.postgres.permissions import read_permissions
@@ -27,7 +28,9 @@ class PostgresConnector(PagedConnector):
     """Audit events from a PostgreSQL server's jsonlog, and its grants from its catalogs.
 
     The cursor is a file and an offset in bytes, so nothing is late: `lookback` and `settle`
-    are zero. What the log cannot tell is in docs/platforms/postgres.md.
+    are zero. From Log Analytics it is a time of ingestion, with an hour to spare behind
+    `complete_through`: there, too, no `lookback` is needed. What the log cannot tell is in
+    docs/platforms/postgres.md.
     """
 
     PLATFORM: ClassVar[str] = PLATFORM
@@ -49,6 +52,8 @@ class PostgresConnector(PagedConnector):
         self._server = Server(self.settings)
         self._facts: Facts | None = None
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self._sleep: Callable[[float], Awaitable[None]] | None = None
+        self._log_analytics: LogAnalyticsLog | None = None
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
         """Yield the pages after `position`, up to the end of the newest log file.
@@ -63,6 +68,11 @@ class PostgresConnector(PagedConnector):
                 setting.
         """
         context = await self._context()
+        if self._azure is not None:
+            async with aclosing(cast("Any", self._azure.pages(position, context))) as pages:
+                async for page in pages:
+                    yield page
+            return
         tail = Tail(
             reader=self._reader(),
             place=place_of(position.cursor) if position.cursor else None,
@@ -105,12 +115,27 @@ class PostgresConnector(PagedConnector):
             Denied: It refuses.
             Misconfigured: It logs in a way that is not read; names every setting at fault.
         """
+        if self._azure is not None:
+            await self._azure.check()
+            return
         await self._context()
         await self._reader().list_files()
 
     async def close(self) -> None:
-        """Close the connection to the observed server."""
+        """Close the connection to the observed server, and those to Log Analytics."""
+        if self._log_analytics is not None:
+            await self._log_analytics.close()
+            self._log_analytics = None
         await self._server.close()
+
+    @property
+    def _azure(self) -> LogAnalyticsLog | None:
+        if self.settings.log_analytics is not None and self._log_analytics is None:
+            # Made on first use: a clock or an event loop may be handed in after construction.
+            self._log_analytics = LogAnalyticsLog(
+                self.settings.log_analytics, lambda: self._clock(), self._sleep
+            )
+        return self._log_analytics
 
     def _reader(self) -> LogReader:
         if self.settings.log_directory is not None:
@@ -120,7 +145,7 @@ class PostgresConnector(PagedConnector):
     async def _context(self) -> Context:
         """What the lines do not say, asked at the start of every pass: settings change."""
         settings = self.settings
-        if settings.dsn is not None:
+        if settings.dsn is not None and settings.source != "log_analytics":
             try:
                 self._facts = await self._server.facts()
             except Unavailable:

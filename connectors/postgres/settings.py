@@ -9,12 +9,54 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from connectors.postgres.log_prefix import DEFAULT_PREFIX, compiled
+from verity_sdk.http import HttpSettings
+from verity_sdk.log_analytics import API_URL, SCOPE, WAIT_MAX, ResourceId, WorkspaceId
 from verity_sdk.settings import Duration
 
 PLATFORM = "postgres"
 DEFAULT_PORT = 5432
 
 Seconds = Annotated[Duration, Field(gt=timedelta(0), le=timedelta(minutes=10))]
+
+
+class LogAnalyticsSource(BaseModel):
+    """The log of an Azure flexible server: the table `[connectors.<id>.log_analytics]`."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    tenant_id: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="The directory.")
+    client_id: str = Field(min_length=1, description="The application's id.")
+    client_secret: SecretStr = Field(description="The application's secret.")
+    workspace_id: WorkspaceId = Field(description="The Log Analytics workspace's id, a GUID.")
+    resource_id: ResourceId = Field(
+        description="/subscriptions/…/providers/Microsoft.DBforPostgreSQL/flexibleServers/…"
+    )
+    log_line_prefix: str = Field(
+        DEFAULT_PREFIX,
+        description="The server parameter of this name; needs %c, %l, %u, %d and %m or %t.",
+    )
+    login_url: str = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
+    url: str = Field(API_URL, description="Log Analytics' endpoint.")
+    scope: str = Field(SCOPE, description="Scope of its token.")
+    rows_max: int = Field(
+        20_000, ge=1, le=500_000, description="Rows a query; a slice with more is halved."
+    )
+    query_timeout: Duration = Field(
+        WAIT_MAX, gt=timedelta(0), le=WAIT_MAX, description="How long a query may run."
+    )
+    retention: Duration = Field(
+        timedelta(days=30), description="How long the workspace keeps rows."
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings, description="Timeouts, proxy, budget.")
+
+    @field_validator("log_line_prefix")
+    @classmethod
+    def _is_a_prefix(cls, prefix: str) -> str:
+        compiled(prefix)
+        return prefix
 
 
 class Settings(BaseModel):
@@ -38,10 +80,14 @@ class Settings(BaseModel):
         pattern=r"^[^/\s]*$",
         description="The server's name in references (`pg:{server}/…`). Default: host:port of dsn.",
     )
-    source: Literal["reader", "directory"] = Field(
+    source: Literal["reader", "directory", "log_analytics"] = Field(
         default="reader",
         description="`reader`: through the functions that `verity postgres-setup` prints. "
-        "`directory`: the server's log directory, mounted where the worker runs.",
+        "`directory`: the server's log directory, mounted where the worker runs. "
+        "`log_analytics`: Azure's flexible server, from its Log Analytics workspace.",
+    )
+    log_analytics: LogAnalyticsSource | None = Field(
+        default=None, description="The workspace; needed by source `log_analytics`."
     )
     log_directory: Annotated[Path | None, Field(strict=False)] = Field(
         default=None, description="The mounted log directory; needed by source `directory`."
@@ -132,7 +178,12 @@ class Settings(BaseModel):
             raise ValueError("dsn is missing: source `reader` reads through the server")
         if self.source == "directory" and self.log_directory is None:
             raise ValueError("log_directory is missing: source `directory` reads it")
-        if self.source == "reader" and self.log_directory is not None:
+        if (self.source == "log_analytics") != (self.log_analytics is not None):
+            raise ValueError("log_analytics is for source `log_analytics`, which needs it")
+        if self.source == "log_analytics" and self.statements == "auto":
+            # Its log_destination is none that is read here, so the server is not asked.
+            raise ValueError("statements must be `pgaudit` or `log_statement` with Log Analytics")
+        if self.source != "directory" and self.log_directory is not None:
             raise ValueError("log_directory is for source `directory` only")
         if self.dsn is None:
             if not self.server:

@@ -18,7 +18,7 @@ from aiokafka.partitioner import murmur2
 
 from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
-from verity_stream.checkpoints import ID_HEADERS, Persisted
+from verity_stream.checkpoints import ID_HEADERS, Persisted, Provenance
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
@@ -165,8 +165,18 @@ class MemoryPublisher:
         async with self.script.effect("publisher.start"):
             self._generation = self.broker.fence(self.transactional_id)
 
+    async def prepare(
+        self, records: Iterable[Record], page: list[Record] | None = None
+    ) -> list[Record]:
+        page = [] if page is None else page
+        page.extend(records)
+        return page
+
     async def publish(
-        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+        self,
+        records: Iterable[Record],
+        seal: Callable[[Offsets], Record] | None = None,
+        sealed_in: tuple[str, bytes] | None = None,
     ) -> Offsets:
         assert self._generation, "start() comes first"
         assert not self._is_spent, "spent: aiokafka's next transaction would fail"
@@ -205,6 +215,7 @@ class MemoryCheckpoints:
 
     def __init__(self) -> None:
         self.rows: dict[str, Checkpoint] = {}
+        self.published_versions: dict[str, int] = {}
 
     def scripted(self, script: Script) -> ScriptedCheckpoints:
         """The store as one relay sees it."""
@@ -222,6 +233,7 @@ class MemoryCheckpoints:
         if row.version != expected_version:
             return Persisted.EDITED
         self.rows[checkpoint.connector_id] = checkpoint
+        self.published_versions[checkpoint.connector_id] = checkpoint.version
         return Persisted.DONE
 
     def edit(self, connector_id: str, last_ts: datetime) -> Checkpoint:
@@ -237,6 +249,11 @@ class ScriptedCheckpoints:
     def __init__(self, store: MemoryCheckpoints, script: Script) -> None:
         self.store = store
         self.script = script
+
+    async def provenance(self, connector_id: str) -> Provenance:
+        # No effect of its own: what fails here fails before the claim, or is a crash after it.
+        is_there = connector_id in self.store.rows
+        return Provenance(self.store.published_versions.get(connector_id, 0) if is_there else 0)
 
     async def claim(self, connector_id: str) -> Checkpoint:
         async with self.script.effect("claim"):

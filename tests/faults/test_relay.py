@@ -730,17 +730,16 @@ async def test_a_halt_while_the_source_is_silent_closes_it() -> None:
 class PersistsFirst(Relay):
     """The checkpoint is persisted before the page is published."""
 
-    async def _relay(self, page: RelayPage) -> bool:
+    async def _relay(self, page: RelayPage, prepared: Any) -> bool:
         before = self.checkpoint
-        encoded = self._encode(page, self._origin())
         after = replace(
             before, version=before.version + 1, last_ts=page.last_ts, cursor=page.cursor
         )
-        if not encoded.records and after.cursor == before.cursor:
+        if not prepared.record_count and after.cursor == before.cursor:
             return True
         if await self._store.persist(after, expected_version=before.version) is Persisted.FENCED:
             raise Fenced("")
-        self._checkpoint = await self._publish(encoded, after, self._origin())
+        self._checkpoint = await self._publish(prepared, after)
         return True
 
 
@@ -748,7 +747,10 @@ class NonAtomic(MemoryPublisher):
     """No transaction: records are visible at once, the checkpoint record follows."""
 
     async def publish(
-        self, records: Iterable[Record], seal: Callable[[Offsets], Record] | None = None
+        self,
+        records: Iterable[Record],
+        seal: Callable[[Offsets], Record] | None = None,
+        sealed_in: tuple[str, bytes] | None = None,
     ) -> Offsets:
         async with self.script.effect("append"):
             offsets = self._append(records)
@@ -765,7 +767,7 @@ class NoWindow(Relay):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._window.without_repeats = list  # type: ignore[method-assign]
+        self._window.claim = list  # type: ignore[method-assign]
 
 
 class WindowNotReadBack(Relay):

@@ -129,6 +129,12 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert body["event_count"] == 105
     assert body["checkpoint"]["cursor"] == {"v": 1, "next": 105}
     assert body["lateness_p50_seconds"] == body["lateness_p99_seconds"] == 300
+
+    rows = await verity_json(bench, "connectors")
+    (row,) = [row for row in rows if row["connector_id"] == body["connector_id"]]
+    assert row["lateness_p50_seconds"] == row["lateness_p99_seconds"] == 300
+    assert row["complete_through"] == body["complete_through"]
+    assert "0:05:00 / 0:05:00" in await verity(bench, "connectors")
     assert [gap["scope"] for gap in body["gaps"]] == ["signIns"]
     assert "past retention" in await verity(bench, "connector", connector_id)
     assert "nobody" in await verity(bench, "connector", "nobody", code=2)

@@ -345,6 +345,7 @@ async def rebalance_lane(lane: Lane) -> None:
         if kind == 0:
             workers.append(lane.bench.worker(VERITY_PAGE_EVENTS=str(PAGE)))
         elif kind == 1:
+            await hears_signals(workers[0], lane.bench)
             await asyncio.to_thread(workers.pop(0).terminate)
         else:
             workers.pop(0).kill()
@@ -352,8 +353,18 @@ async def rebalance_lane(lane: Lane) -> None:
         await lane.progress(3, 90)
         lane.outcome.runs += 1
     for worker in workers:
+        await hears_signals(worker, lane.bench)
         await asyncio.to_thread(worker.terminate)
     await lane.finish()
+
+
+async def hears_signals(worker: Worker, bench: Bench) -> None:
+    """Wait until a worker serves its pages: before it listens to signals, SIGTERM just kills it."""
+
+    async def serves() -> bool:
+        return bool((await asyncio.to_thread(worker.get, "/healthz"))[0])
+
+    await eventually(serves, 60, bench.logs)
 
 
 LANES: dict[str, Callable[[Lane], Awaitable[None]]] = {

@@ -16,6 +16,7 @@ from verity_stream.runner import (
     RETRY_AFTER_MAX,
     PublishedByTheRelay,
     after_failure,
+    shown_as_backing_off,
 )
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State, Status
@@ -95,3 +96,21 @@ def test_an_error_stays_shown_until_the_connector_is_caught_up() -> None:
     status.is_reported = True
     status.enter(State.CAUGHT_UP)
     assert (status.last_error, status.is_reported) == (None, False)
+
+
+def test_a_wait_within_a_pass_is_shown_until_it_is_over() -> None:
+    status = Status("c", "p", State.RUNNING)
+    report = shown_as_backing_off(status)
+    report(NOW, "429")
+    assert (status.state, status.next_try_at, status.last_error) == (
+        State.BACKING_OFF,
+        NOW,
+        "429",
+    )
+    assert not status.is_reported
+    report(None, "")
+    assert (status.state, status.next_try_at) == (State.RUNNING, None)
+    # Whatever else the connector is by then is not undone.
+    status.enter(State.CAUGHT_UP)
+    report(None, "")
+    assert status.state is State.CAUGHT_UP

@@ -263,7 +263,7 @@ def test_a_crash_at_any_page_loses_nothing_of_an_ascending_source(
             watermark.pass_by([one.occurred_at for one in chunk])
             if number == len(cut) - 1:
                 watermark.finish()
-            fresh = window.without_repeats(chunk)
+            fresh = window.claim(chunk)
             published += fresh
             if fresh and remembers:
                 newest = max(one.occurred_at for one in fresh)

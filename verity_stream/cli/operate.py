@@ -78,7 +78,9 @@ def migrate(only_check: bool) -> None:
 def connectors(as_json: bool) -> None:
     """Show what every connector is doing.
 
-    Its state, its worker, its counts and permission snapshots, and its last error.
+    Its state, its worker, how far its source is complete, how late its events come (half of them,
+    and 99 of 100, at most; backfills do not count), its counts and permission snapshots, and its
+    last error.
 
     Counts are those since the worker took the connector over.
     """
@@ -251,6 +253,7 @@ def _connector_row(
     spec, found = specs.get(connector_id), known.get(connector_id, {})
     counts = ("event_count", "repeat_count", "dead_count", "gap_count")
     times = ("state_since", "last_success_at", "last_event_at", "next_try_at", "reported_at")
+    known_of = (*times, "complete_through", "lateness_p50_seconds", "lateness_p99_seconds")
     error = found.get("last_error")
     return {
         "connector_id": connector_id,
@@ -261,7 +264,7 @@ def _connector_row(
         "is_paused": bool(found.get("paused")),
         "state": found.get("state"),
         "worker": found.get("worker"),
-        **{name: found.get(name) for name in times},
+        **{name: found.get(name) for name in known_of},
         **{name: found.get(name) or 0 for name in counts},
         "last_error": None if error is None else SECRETS.hide(error),
         "snapshot_requested_at": found.get("snapshot_requested_at"),
@@ -297,6 +300,7 @@ def _show_connectors(rows: Sequence[Mapping[str, Any]]) -> None:
     numbers = ("events", "repeats", "dead", "gaps")
     table = new_table(
         *("connector", "type", "state", "since", "worker", "last success", "last event"),
+        *("complete through", "late by"),
         *numbers,
         *("next try", "permissions"),
         right=numbers,
@@ -320,6 +324,8 @@ def _show_connectors(rows: Sequence[Mapping[str, Any]]) -> None:
             plain(row["worker"]),
             plain(ago(row["last_success_at"], now)),
             plain(ago(row["last_event_at"], now)),
+            plain(ago(row["complete_through"], now)),
+            plain(_lateness(row)),
             *(
                 plain(row[name])
                 for name in ("event_count", "repeat_count", "dead_count", "gap_count")
@@ -334,6 +340,14 @@ def _show_connectors(rows: Sequence[Mapping[str, Any]]) -> None:
             console.print(
                 Text.assemble(plain(f"{row['connector_id']}: ", "bold"), plain(row["last_error"]))
             )
+
+
+def _lateness(row: Mapping[str, Any]) -> str:
+    """How late half of the events come, and 99 of 100: at most, as the histogram's bounds go."""
+    quantiles = row["lateness_p50_seconds"], row["lateness_p99_seconds"]
+    if None in quantiles:
+        return ""
+    return " / ".join(str(timedelta(seconds=seconds)) for seconds in quantiles)
 
 
 def relation(stored: Checkpoint | None, published: Checkpoint | Malformed | None) -> str:

@@ -1,0 +1,171 @@
+"""The settings of one Entra ID tenant: a table of `verity.toml`, validated."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import timedelta
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from verity_sdk.http import HttpSettings
+from verity_sdk.settings import Duration
+
+PLATFORM = "azure_ad"
+LOOKBACK = timedelta(hours=24)
+RETENTION = timedelta(days=30)
+
+Cloud = Literal["public", "usgov", "china"]
+SignIns = Literal["interactive", "non_interactive", "service_principal", "managed_identity"]
+
+# MS Learn graph/deployments, read 2026-11-24: the token service's and Graph's root of each cloud.
+# The US Government's L5 (DoD) shares the login with L4; its Graph is https://dod-graph.microsoft.us.
+_LOGIN_URLS: dict[Cloud, str] = {
+    "public": "https://login.microsoftonline.com",
+    "usgov": "https://login.microsoftonline.us",
+    "china": "https://login.chinacloudapi.cn",
+}
+_GRAPH_URLS: dict[Cloud, str] = {
+    "public": "https://graph.microsoft.com",
+    "usgov": "https://graph.microsoft.us",
+    "china": "https://microsoftgraph.chinacloudapi.cn",
+}
+# These stand for any tenant; an application that signs in as itself has to name one.
+_NOT_A_TENANT = frozenset({"common", "organizations", "consumers"})
+
+
+class Settings(BaseModel):
+    """What the connector needs to know about the tenant it observes.
+
+    Input values are hidden in validation errors: they may hold the client secret.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    connector_id: str = Field(min_length=1, description="The connector's own name.")
+    tenant_id: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$",
+        description="The tenant's id, or one of its verified domains.",
+    )
+    client_id: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description="The app registration's application (client) id; with credential `azure`, "
+        "that of a user-assigned managed identity, if it is one.",
+    )
+    client_secret: SecretStr | None = Field(
+        default=None, description="The app registration's secret; needed by credential `secret`."
+    )
+    credential: Literal["secret", "azure"] = Field(
+        default="secret",
+        description="`secret`: client_secret. `azure`: azure-identity's DefaultAzureCredential "
+        "(managed or workload identity, certificate); needs the extra `azure`.",
+    )
+    cloud: Cloud = Field(default="public", description="Derives login_url and graph_url.")
+    login_url: str = Field(default="", description="The token service. Default: of the cloud.")
+    graph_url: str = Field(default="", description="Microsoft Graph. Default: of the cloud.")
+    sign_ins: list[SignIns] = Field(
+        default=["interactive"],
+        description="Which sign-ins are collected besides the audit records; needs Entra ID P1 or "
+        "P2. All but `interactive` are served by Graph's /beta only. [] where there is no licence.",
+    )
+    retention: Duration = Field(
+        default=RETENTION,
+        gt=timedelta(0),
+        description="How far back the tenant keeps its logs: 30d with P1 or P2, 7d on Free. Set "
+        "longer than the tenant's, days that it no longer has are taken for quiet ones.",
+    )
+    lookback: Duration = Field(
+        default=LOOKBACK,
+        description="So far back is read again every 24 hours, for what arrived late.",
+    )
+    slice_pages: int = Field(
+        default=100,
+        ge=1,
+        le=400,
+        description="Pages of up to 1,000 records read of one slice of time; a longer slice is "
+        "halved. At 5 requests in 10 s, 100 pages take 200 s: stay below fetch_timeout.",
+    )
+    pim: bool = Field(
+        default=True,
+        description="Read active and eligible assignments of Privileged Identity Management; "
+        "needs P2. False where the tenant has none: else its snapshots stay partial.",
+    )
+    group_members_from: Literal["beta", "v1.0"] = Field(
+        default="beta",
+        description="Graph version that lists the members of groups. v1.0 is documented to leave "
+        "out service principals; with it, snapshots stay partial.",
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings)
+
+    @field_validator("tenant_id")
+    @classmethod
+    def _is_one_tenant(cls, tenant_id: str) -> str:
+        if tenant_id.lower() in _NOT_A_TENANT:
+            raise ValueError("name one tenant: an application can't sign in to any")
+        return tenant_id
+
+    @field_validator("sign_ins")
+    @classmethod
+    def _are_named_once(cls, sign_ins: list[SignIns]) -> list[SignIns]:
+        if len(set(sign_ins)) != len(sign_ins):
+            raise ValueError("each kind of sign-in once")
+        return sign_ins
+
+    @field_validator("login_url", "graph_url")
+    @classmethod
+    def _is_an_endpoint(cls, url: str) -> str:
+        if url and not _is_endpoint(url):
+            raise ValueError("not of the form https://host (http only on the loopback)")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _has_a_credential(self) -> Settings:
+        for name in ("client_id", "client_secret") if self.credential == "secret" else ():
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: credential `secret` needs it")
+        if self.credential == "azure" and self.client_secret is not None:
+            raise ValueError("client_secret is for credential `secret` only")
+        return self
+
+    @property
+    def login(self) -> str:
+        """The token service's root, without a slash at the end."""
+        return self.login_url or _LOGIN_URLS[self.cloud]
+
+    @property
+    def graph(self) -> str:
+        """Microsoft Graph's root, without version and without a slash at the end."""
+        return self.graph_url or _GRAPH_URLS[self.cloud]
+
+    @property
+    def token_url(self) -> str:
+        """Where an application asks for its token."""
+        return f"{self.login}/{self.tenant_id}/oauth2/v2.0/token"
+
+    @property
+    def scope(self) -> str:
+        """All application permissions that were consented to; of this cloud's Graph."""
+        return f"{self.graph}/.default"
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        return False
+    if not host or parts.query or parts.fragment or parts.username is not None:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

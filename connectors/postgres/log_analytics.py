@@ -1,0 +1,152 @@
+"""The log of an Azure Database for PostgreSQL flexible server, read from Log Analytics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from connectors.postgres.log_lines import Context, parse_line
+from connectors.postgres.log_prefix import TABLE, compiled, jsonlog_line, row_bytes
+from connectors.postgres.settings import PLATFORM, LogAnalyticsSource
+from verity_sdk.auth import ClientCredentials
+from verity_sdk.connector_base import RawEvent
+from verity_sdk.errors import Malformed
+from verity_sdk.http import HttpClient
+from verity_sdk.log_analytics import (
+    LAG_MAX,
+    IngestedRow,
+    IngestedRows,
+    LogAnalytics,
+    in_time_of_events,
+    patient,
+    query_budget,
+)
+from verity_sdk.pages import Page, Position, RejectedRecord
+from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
+
+STREAM = "log_analytics"
+SETTLE = timedelta(minutes=5)
+RELOOK = timedelta(minutes=10)
+SLICE_MAX = timedelta(hours=1)
+LATENESS = LAG_MAX + timedelta(hours=1)
+"""How far `complete_through` stays behind. An hour more than the vendor's bound, so that what a
+pass reads again is never older than it: then ids are remembered without a `lookback`."""
+
+SETUP = (
+    "Add a diagnostic setting to the server that sends the category PostgreSQLLogs to this Log "
+    "Analytics workspace, with the destination table `Resource specific`"
+)
+
+
+class LogAnalyticsLog:
+    """The server's log in one workspace.
+
+    Args:
+        settings: Where it is, and the credential.
+        clock: The time, aware UTC.
+        sleep: Waits so many seconds between two tries; handed in by tests.
+    """
+
+    def __init__(
+        self,
+        settings: LogAnalyticsSource,
+        clock: Callable[[], datetime],
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._pattern = compiled(settings.log_line_prefix)
+        self._query = IngestedRows((TABLE,), settings.resource_id, settings.rows_max)
+        common: dict[str, Any] = {"platform": PLATFORM, "clock": clock, "sleep": sleep}
+        login_host, host = urlsplit(settings.login_url).netloc, urlsplit(settings.url).netloc
+        self._login = HttpClient(settings.http, hosts={login_host}, **common)
+        self._client = HttpClient(
+            patient(settings.http, settings.query_timeout),
+            hosts={host},
+            authorizer=ClientCredentials(
+                self._login,
+                token_url=f"{settings.login_url}/{settings.tenant_id}/oauth2/v2.0/token",
+                client_id=settings.client_id,
+                client_secret=settings.client_secret,
+                scope=settings.scope,
+                clock=clock,
+            ),
+            budget=query_budget(
+                f"{settings.tenant_id}/{settings.client_id}", settings.http.budget_share
+            ),
+            **common,
+        )
+        self._workspace = LogAnalytics(
+            self._client,
+            url=settings.url,
+            workspace_id=settings.workspace_id,
+            wait=settings.query_timeout,
+            setup=SETUP,
+        )
+
+    async def pages(self, position: Position, context: Context) -> AsyncIterator[Page]:
+        """The pages of one pass.
+
+        Raises:
+            Unavailable, Denied, Misconfigured: As `LogAnalytics.query`; pages yielded so far stand.
+        """
+
+        async def fetch(one: Slice) -> Fetched:
+            is_divisible = one.to_at - one.from_at >= timedelta(seconds=2)
+            found = await self._workspace.slice(self._query, one, is_divisible=is_divisible)
+            events, rejected = await asyncio.to_thread(
+                events_of, found.rows, self._pattern, context
+            )
+            return Fetched(events, [*found.rejected, *rejected])
+
+        policy = WindowPolicy(
+            settle=SETTLE,
+            slice_max=SLICE_MAX,
+            relook=RELOOK,
+            retention=self._settings.retention,
+        )
+        streams = [WindowedStream(STREAM, fetch, policy)]
+        pages = cast("Any", windowed_pages(streams, position, self._clock))
+        async with aclosing(pages):
+            async for page in pages:
+                yield in_time_of_events(page, LATENESS)
+
+    async def check(self) -> None:
+        """See that the table can be read.
+
+        Raises:
+            Unavailable, Denied, Misconfigured: As `LogAnalytics.query`.
+        """
+        await self._workspace.probe(self._query, self._clock())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+        await self._login.close()
+
+
+def events_of(
+    rows: list[IngestedRow], pattern: re.Pattern[str], context: Context
+) -> tuple[list[RawEvent], list[RejectedRecord]]:
+    """The events of a slice, and the rows that were not understood."""
+    events: list[RawEvent] = []
+    rejected: list[RejectedRecord] = []
+    for row in rows:
+        reference = f"{row.table} {row.generated_at}"
+        try:
+            data = jsonlog_line(row, pattern)
+        except Malformed as error:
+            rejected.append(RejectedRecord(row_bytes(row), str(error), reference))
+            continue
+        if data is None:
+            continue
+        line = parse_line(data, reference, context)
+        events += line.events
+        if line.rejected is not None:
+            rejected.append(RejectedRecord(row_bytes(row), line.rejected.reason, reference))
+    return events, rejected

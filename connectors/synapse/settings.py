@@ -1,0 +1,219 @@
+"""The settings of one Synapse workspace: a table of `verity.toml`, validated."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from verity_sdk import log_analytics
+from verity_sdk.http import HttpSettings
+from verity_sdk.log_analytics import LAG_MAX, WAIT_MAX, ResourceId, WorkspaceId
+from verity_sdk.settings import Duration
+
+PLATFORM = "synapse"
+
+Table = Literal[
+    "SQLSecurityAuditEvents", "SynapseRbacOperations", "SynapseBuiltinSqlPoolRequestsEnded"
+]
+SQL_AUDIT: Final = "SQLSecurityAuditEvents"
+RBAC_OPERATIONS: Final = "SynapseRbacOperations"
+SERVERLESS_REQUESTS: Final = "SynapseBuiltinSqlPoolRequestsEnded"
+TABLES: tuple[Table, ...] = (SQL_AUDIT, RBAC_OPERATIONS, SERVERLESS_REQUESTS)
+CATEGORIES: dict[Table, str] = {
+    SQL_AUDIT: "SQLSecurityAuditEvents",
+    RBAC_OPERATIONS: "SynapseRbacOperations",
+    SERVERLESS_REQUESTS: "BuiltinSqlReqsEnded",
+}
+"""The diagnostic category behind each table (MS Learn, supported logs of
+Microsoft.Synapse/workspaces, read 2026-11-24)."""
+
+LOOKBACK = timedelta(days=3)
+SETTLE = timedelta(minutes=5)
+_WORKSPACE_TYPE = "/providers/microsoft.synapse/workspaces/"
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not a URL such as https://management.azure.com")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_checked_url)]
+
+
+class Settings(BaseModel):
+    """What the connector needs to know about the workspace it observes.
+
+    Input values are hidden in validation errors: one of them is a secret.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    connector_id: str = Field(min_length=1, description="The connector's own name.")
+    tenant_id: str = Field(
+        pattern=r"^[A-Za-z0-9.-]+$", description="The directory: its GUID or one of its domains."
+    )
+    client_id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description="The application's id; with credential `azure`, that of a user-assigned "
+        "managed identity, if it is one.",
+    )
+    client_secret: SecretStr | None = Field(
+        None, description="The application's secret; needed by credential `secret`."
+    )
+    credential: Literal["secret", "azure"] = Field(
+        "secret",
+        description="`secret`: client_secret. `azure`: azure-identity's DefaultAzureCredential "
+        "(managed or workload identity, certificate); needs the extra `azure`.",
+    )
+    workspace_id: WorkspaceId = Field(description="The Log Analytics workspace's id, a GUID.")
+    resource_id: ResourceId = Field(
+        description="/subscriptions/…/resourceGroups/…/providers/Microsoft.Synapse/workspaces/…"
+    )
+    tables: tuple[Table, ...] = Field(
+        TABLES, min_length=1, description="The tables of Log Analytics to read."
+    )
+    rows_max: int = Field(
+        20_000, ge=1, le=500_000, description="Rows a query; a slice with more is halved."
+    )
+    query_timeout: Duration = Field(
+        WAIT_MAX, gt=timedelta(0), le=WAIT_MAX, description="How long a query may run."
+    )
+    slice_max: Duration = Field(
+        timedelta(hours=1),
+        ge=timedelta(seconds=1),
+        description="Longest time that a request spans.",
+    )
+    relook: Duration = Field(
+        timedelta(minutes=10),
+        le=timedelta(hours=12),
+        description="How far back every pass reads again, in time of ingestion.",
+    )
+    lateness: Duration = Field(
+        LAG_MAX,
+        description="How far `complete_through` stays behind what was read. The default is the "
+        "vendor's bound on how long after its time an event may be ingested.",
+    )
+    lookback: Duration = Field(
+        LOOKBACK,
+        description="How far back ids are remembered so that repeats are dropped. At least the "
+        "vendor's 2 d and `relook`.",
+    )
+    retention: Duration = Field(
+        timedelta(days=30),
+        description="How long the workspace keeps rows for interactive queries.",
+    )
+    activity_log: bool = Field(
+        False, description="Also read Azure's activity log: creation, firewall, role assignments."
+    )
+    activity_log_by: Literal["resource_group", "resource"] = Field(
+        "resource_group",
+        description="What the activity log is asked for. `resource` needs less permission, and "
+        "may lack what happens to pools and role assignments.",
+    )
+    activity_retention: Duration = Field(
+        # UNCONFIRMED in the stored copies of the vendor's documentation.
+        timedelta(days=90),
+        description="How far back the activity log answers.",
+    )
+    synapse_rbac: bool = Field(True, description="Snapshot the workspace's own roles.")
+    synapse_scopes: bool = Field(
+        True, description="Also ask for the role assignments of each scope within the workspace."
+    )
+    azure_rbac: bool = Field(True, description="Snapshot Azure's roles and deny assignments.")
+    sql_pools: tuple[str, ...] = Field(
+        (), description="Dedicated SQL pools whose grants are read; needs the extra `synapse-sql`."
+    )
+    serverless_databases: tuple[str, ...] = Field(
+        (), description="Databases of the serverless pool whose grants are read; likewise."
+    )
+    sql_domain: str = Field(
+        "sql.azuresynapse.net",
+        pattern=r"^[A-Za-z0-9.-]+$",
+        description="Where the workspace's SQL endpoints live.",
+    )
+    sql_timeout: Duration = Field(
+        timedelta(minutes=2),
+        gt=timedelta(0),
+        le=timedelta(minutes=30),
+        description="Longest wait for one database's grants.",
+    )
+    login_url: Url = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
+    log_analytics_url: Url = Field(log_analytics.API_URL, description="Log Analytics' endpoint.")
+    log_analytics_scope: str = Field(log_analytics.SCOPE, description="Scope of its token.")
+    management_url: Url = Field("https://management.azure.com", description="Azure's endpoint.")
+    management_scope: str = Field(
+        "https://management.azure.com/.default", description="Scope of its token."
+    )
+    synapse_url: Url | None = Field(
+        None, description="The workspace's endpoint. Default: https://{name}.dev.azuresynapse.net"
+    )
+    synapse_scope: str = Field(
+        # UNCONFIRMED in the stored specification; it is what the vendor's SDKs use.
+        "https://dev.azuresynapse.net/.default",
+        description="Scope of its token.",
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings, description="Timeouts, proxy, budget.")
+
+    @field_validator("resource_id")
+    @classmethod
+    def _is_a_workspace(cls, resource_id: str) -> str:
+        _, found, name = resource_id.lower().partition(_WORKSPACE_TYPE)
+        if not found or "/" in name:
+            raise ValueError("not the id of a Microsoft.Synapse/workspaces resource")
+        return resource_id
+
+    @field_validator("sql_pools", "serverless_databases")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # They go into a connection string: whatever could end a value there is refused.
+        if any(not name or set(name) & set(";={}\"'\0") for name in names):
+            raise ValueError("a database's name is empty or holds one of ; = { } quotes")
+        return names
+
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        if self.credential == "secret" and not (self.client_id and self.client_secret):
+            raise ValueError("client_id or client_secret is missing: credential `secret` needs it")
+        if self.credential == "azure" and self.client_secret is not None:
+            raise ValueError("client_secret is for credential `secret` only")
+        # A row may be ingested LAG_MAX after its event; read again within `relook`, its id must
+        # still be known, whatever `lateness` is.
+        if self.lookback < LAG_MAX + self.relook:
+            raise ValueError("lookback is shorter than 2 d and relook: repeats would be published")
+        return self
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's name, in lower case as Azure compares it."""
+        return self.resource_id.rpartition("/")[2].lower()
+
+    @property
+    def subscription(self) -> str:
+        """The subscription's id."""
+        return self.resource_id.split("/")[2]
+
+    @property
+    def resource_group(self) -> str:
+        """The resource group's name."""
+        return self.resource_id.split("/")[4]
+
+    @property
+    def workspace_url(self) -> str:
+        """The workspace's development endpoint."""
+        return self.synapse_url or f"https://{self.workspace}.dev.azuresynapse.net"

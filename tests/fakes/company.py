@@ -1,0 +1,184 @@
+"""The whole made-up company: all fakes over one world, and the connectors' tables for them.
+
+`python -m fakes.company` serves them on the machine's clock until SIGTERM. Its first line is a JSON
+object: platform → the table of `verity.toml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fakes import databricks, fabric, hr, synapse
+from fakes.azure_ad import AzureAdFake
+from fakes.databricks import DatabricksFake
+from fakes.fabric import FabricFake
+from fakes.hr import HrFake
+from fakes.kit import Clock, Fault, serving
+from fakes.synapse import SynapseFake
+from fakes.world import World
+
+PLATFORMS = ("azure_ad", "fabric", "synapse", "databricks", "hr")
+AUDITED = ("azure_ad", "fabric", "synapse", "databricks")
+"""Where people act; HR only says who they are."""
+
+HISTORY = timedelta(hours=6)
+SETTLED = timedelta(minutes=75)
+"""Longer than any connector stays behind now: what happened before is collected at once."""
+TENANT = "6f0d2f0e-7a9b-4b8e-9d53-1d6f8a0c1b2e"
+
+_CLASSES: dict[str, Callable[[World, Clock], Any]] = {
+    "azure_ad": AzureAdFake,
+    "fabric": FabricFake,
+    "synapse": SynapseFake,
+    "databricks": DatabricksFake,
+    "hr": HrFake,
+}
+
+
+@dataclass
+class Company:
+    """All fakes of one world.
+
+    Args:
+        people_count: How many work or worked there.
+        event_count: So many events on each platform, spread over `HISTORY`.
+    """
+
+    seed: int = 1
+    people_count: int = 40
+    event_count: int = 120
+    world: World = field(init=False)
+    fakes: dict[str, Any] = field(init=False)
+    urls: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        now = datetime.now(UTC).replace(microsecond=0)
+        self.world = World(seed=self.seed, now=now, people_count=self.people_count)
+        self.fakes = {name: make(self.world, Clock()) for name, make in _CLASSES.items()}
+        start, span = now - HISTORY, HISTORY - SETTLED
+        step = 6  # a few at a time, so that there are ties
+        for name in AUDITED:
+            for first in range(0, self.event_count, step):
+                at = start + span * first / self.event_count
+                count = min(step, self.event_count - first)
+                self.fakes[name].add_events(count, at=at, visible_at=at)
+
+    def late(self, count: int, after: timedelta) -> None:
+        """Events on every audited platform that happened long ago and can be read only now."""
+        now = datetime.now(UTC)
+        for name in AUDITED:
+            if name == "synapse":
+                continue
+            at = now - timedelta(minutes=100)
+            self.fakes[name].add_events(count, at=at, visible_at=now + after)
+
+    def storm(self, times: int, platforms: Sequence[str] = AUDITED) -> None:
+        """Every platform refuses requests for a while, and drops some answers."""
+        for name in platforms:
+            faults = self.fakes[name].faults
+            faults.inject(Fault.THROTTLED_SECONDS, times=times)
+            faults.inject(Fault.UNAVAILABLE, times=2, after=times)
+            faults.inject(Fault.DROPPED, times=2, after=3)
+
+    @contextmanager
+    def served(self) -> Iterator[Company]:
+        """All of them on free ports of the loopback."""
+        with ExitStack() as stack:
+            for name, fake in self.fakes.items():
+                self.urls[name] = stack.enter_context(serving(fake.app))
+            storage = stack.enter_context(serving(self.fakes["databricks"].storage))
+            self.fakes["databricks"].storage_url = storage
+            yield self
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """What `verity.toml` says of each, for connectors that go on asking every second."""
+        url = self.urls
+        own: dict[str, dict[str, Any]] = {
+            "azure_ad": self.fakes["azure_ad"].settings(url["azure_ad"], retention="8h"),
+            "fabric": {
+                "tenant_id": TENANT,
+                "client_id": fabric.CLIENT_ID,
+                "client_secret": fabric.CLIENT_SECRET,
+                "login_url": f"{url['fabric']}/login",
+                "power_bi_url": f"{url['fabric']}/powerbi",
+                "fabric_url": f"{url['fabric']}/fabric",
+                "graph_url": f"{url['fabric']}/graph",
+                "retention": "8h",
+                "advance_min": 0,
+            },
+            "synapse": synapse.settings_of(url["synapse"], retention="8h", lateness="1h"),
+            "databricks": {
+                "host": url["databricks"],
+                "client_id": databricks.CLIENT_ID,
+                "client_secret": databricks.CLIENT_SECRET,
+                "warehouse_id": databricks.WAREHOUSE_ID,
+                "storage_hosts": [self.fakes["databricks"].storage_url.removeprefix("http://")],
+                "retention": "1d",
+            },
+            "hr": {
+                "source": "bamboohr",
+                "bamboohr": {
+                    "company_domain": hr.COMPANY,
+                    "api_url": f"{url['hr']}/api/v1",
+                    "access_token": hr.ACCESS_TOKEN,
+                },
+            },
+        }
+        return {
+            name: {"type": name, "poll_every": "2s", **_without_id(table)}
+            for name, table in own.items()
+        }
+
+
+def _without_id(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != "connector_id"}
+
+
+def toml_lines(connector_id: str, table: dict[str, Any]) -> list[str]:
+    """A connector's table in `verity.toml`."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    lines = [f"[connectors.{connector_id}]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += toml_lines(f"{connector_id}.{key}", value)
+    return lines
+
+
+def main() -> None:
+    """Serve the company. Lines on standard input: `storm TIMES`, `late COUNT`."""
+    parser = argparse.ArgumentParser(prog="python -m fakes.company", description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--events", type=int, default=120)
+    options = parser.parse_args()
+    is_over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: is_over.set())
+    company = Company(seed=options.seed, event_count=options.events)
+
+    def obey() -> None:
+        for line in sys.stdin:
+            command, _, count = line.strip().partition(" ")
+            if command == "storm":
+                company.storm(int(count))
+            elif command == "late":
+                company.late(int(count), after=timedelta(seconds=2))
+        is_over.set()  # Whoever started it is gone.
+
+    with company.served():
+        print(json.dumps({"tables": company.tables(), "urls": company.urls}), flush=True)  # noqa: T201
+        threading.Thread(target=obey, daemon=True).start()
+        is_over.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What came of the laws, connector by connector: a registry, and a table at the end of a run.
+
+With pytest, one line in the project's top `conftest.py` prints the table:
+
+    from verity_sdk.testing.report import pytest_terminal_summary  # noqa: F401
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["OUTCOMES", "Outcome", "Verdict", "pytest_terminal_summary", "table"]
+
+
+class Verdict(StrEnum):
+    """What came of one law for one connector."""
+
+    BROKEN = "BROKEN"
+    HOLDS = "holds"
+    DOES_NOT_APPLY = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of one law.
+
+    Attributes:
+        connector: Its platform.
+        label: `L1` and so on.
+        title: The law in a few words.
+        case: What it was run with, for example the fault; "" where there is one case only.
+        reason: Why it does not apply, or how it is broken.
+    """
+
+    connector: str
+    label: str
+    title: str
+    case: str
+    verdict: Verdict
+    reason: str = ""
+
+
+OUTCOMES: list[Outcome] = []
+"""Of this process, in the order of the runs."""
+
+
+def table(outcomes: Iterable[Outcome]) -> str:
+    """Laws down, connectors across; of several cases of a law the worst counts.
+
+    Under it stands why laws do not apply; a law of which only some cases don't says `holds`.
+    """
+    cells: dict[tuple[str, str], Verdict] = {}
+    titles: dict[str, str] = {}
+    reasons: dict[str, None] = {}
+    order = {Verdict.BROKEN: 0, Verdict.HOLDS: 1, Verdict.DOES_NOT_APPLY: 2}
+    for one in outcomes:
+        titles[one.label] = one.title
+        key = (one.label, one.connector)
+        cells[key] = min(cells.get(key, one.verdict), one.verdict, key=order.__getitem__)
+        if one.verdict is Verdict.DOES_NOT_APPLY:
+            case = f" ({one.case})" if one.case else ""
+            reasons[f"{one.connector}: {one.label}{case} does not apply: {one.reason}"] = None
+    if not cells:
+        return ""
+    connectors = sorted({connector for _, connector in cells})
+    labels = sorted(titles, key=lambda label: int(label[1:]))
+    widths = [max(len(name), len(Verdict.BROKEN)) for name in connectors]
+    first = max(len(f"{label:<4}{titles[label]}") for label in labels)
+    lines = [
+        " ".join(
+            [" " * first, *(f"{name:>{w}}" for name, w in zip(connectors, widths, strict=True))]
+        )
+    ]
+    for label in labels:
+        row = [f"{f'{label:<4}{titles[label]}':<{first}}"]
+        for name, width in zip(connectors, widths, strict=True):
+            row.append(f"{cells.get((label, name), ''):>{width}}")
+        lines.append(" ".join(row))
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Pytest's hook: the table, where any law ran."""
+    text = table(OUTCOMES)
+    if text:
+        terminalreporter.section("laws of connectors")
+        terminalreporter.write_line(text)
