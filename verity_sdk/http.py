@@ -755,6 +755,7 @@ class _Retries:
         self.spent_seconds += pause
         self.try_count += 1
         self._pause_seconds = pause
+        logger.info("%s; asked again in %.1f s", error, pause)
         if self._report is not None:
             self._is_announced = True
             self._report(self._clock() + timedelta(seconds=pause), str(error))

@@ -229,7 +229,7 @@ class Watchdog:
         self._looked_at = now
         facts = self.facts()
         found = standstills(facts, self._limits)
-        if (found and facts.since_tick <= self._limits.standstill) or self._is_broker_away:
+        if found or self._is_broker_away:
             self._is_broker_away = not self._is_broker_reachable()
             if self._is_broker_away:
                 # Asked again at every look: once it is back, everything gets its full time.

@@ -24,7 +24,7 @@ from connectors.azure_ad.permissions import (
     members_of,
     read_permissions,
 )
-from connectors.azure_ad.settings import LOOKBACK, PLATFORM, RETENTION, Settings
+from connectors.azure_ad.settings import LOOKBACK, PLATFORM, RETENTION, SETTLE, Settings
 from connectors.azure_ad.streams import (
     AUDITS,
     FREE_RETENTION,
@@ -50,8 +50,6 @@ from verity_sdk.windows import (
 
 logger = logging.getLogger(__name__)
 
-# Microsoft staff: "typically less than 15 minutes after the event" (microsoft-graph-docs#6101).
-SETTLE = timedelta(minutes=15)
 SLICE_MAX = timedelta(hours=1)
 RELOOK = timedelta(hours=2)
 LATENESS = timedelta(hours=2)
@@ -204,7 +202,7 @@ class AzureAdConnector(PagedConnector):
         if self._clock() - since > SHORT_SLICES_FOR:
             slice_max = SLICE_MAX
         policy = WindowPolicy(
-            settle=SETTLE,
+            settle=self.settings.settle,
             slice_max=slice_max,
             lateness=LATENESS,
             relook=RELOOK,
@@ -261,7 +259,7 @@ class AzureAdConnector(PagedConnector):
         if not _is_known(position.cursor):
             return None, position, None  # windowed_pages refuses it, before anything is moved.
         now = self._clock()
-        to_at = _whole_second(min(now - SETTLE, position.until or now))
+        to_at = _whole_second(min(now - self.settings.settle, position.until or now))
         cursor, gaps, recorded = position.cursor, [], []
         for stream in self._streams():
             if not stream.is_licensed:

@@ -15,6 +15,8 @@ from verity_sdk.settings import Duration
 PLATFORM = "azure_ad"
 LOOKBACK = timedelta(hours=24)
 RETENTION = timedelta(days=30)
+# Microsoft staff: "typically less than 15 minutes after the event" (microsoft-graph-docs#6101).
+SETTLE = timedelta(minutes=15)
 
 Cloud = Literal["public", "usgov", "china"]
 SignIns = Literal["interactive", "non_interactive", "service_principal", "managed_identity"]
@@ -77,6 +79,11 @@ class Settings(BaseModel):
         gt=timedelta(0),
         description="How far back the tenant keeps its logs: 30d with P1 or P2, 7d on Free. Set "
         "longer than the tenant's, days that it no longer has are taken for quiet ones.",
+    )
+    settle: Duration = Field(
+        default=SETTLE,
+        description="A pass ends this far behind now: Microsoft gives no number for how late its "
+        "logs are.",
     )
     lookback: Duration = Field(
         default=LOOKBACK,

@@ -155,12 +155,12 @@ class SynapseConnector(PagedConnector):
     def _streams(self) -> list[WindowedStream]:
         settings = self.settings
         policy = WindowPolicy(
-            settle=SETTLE,
+            settle=settings.settle,
             slice_max=settings.slice_max,
             relook=settings.relook,
             # By time of ingestion nothing is late: there is nothing to look back for, and the
             # kit's `lateness`, which waits for a lookback, would wait for ever.
-            lookback=timedelta(days=3),
+            lookback=timedelta(0),
             retention=settings.retention,
         )
         streams = [WindowedStream(ROWS_STREAM, self._fetch_rows, policy)]

@@ -99,6 +99,9 @@ class Settings(BaseModel):
         ge=timedelta(seconds=1),
         description="Longest time that a request spans.",
     )
+    settle: Duration = Field(
+        SETTLE, description="A pass ends this far behind now, in time of ingestion."
+    )
     relook: Duration = Field(
         timedelta(minutes=10),
         le=timedelta(hours=12),

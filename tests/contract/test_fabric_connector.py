@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from fakes.fabric import CLIENT_ID, CLIENT_SECRET, FabricFake
+from fakes.fabric import CLIENT_ID, CLIENT_SECRET, SCANNER_AHEAD, FabricFake
 from fakes.kit import Clock, Fault, serving
 from fakes.world import World
 from starlette.applications import Starlette
@@ -568,7 +568,8 @@ async def test_the_scanner_tells_every_grant(tenant: Tenant) -> None:
     assert len(found.rows) == len(found.grants), "no row comes twice"
     assert found.scopes == [f"workspace:{one.id}" for one in tenant.fake.workspaces]
     assert not found.gaps
-    assert {row.snapshot_at for row in found.rows} == {NOW}
+    # The scanner's time of the request, not ours.
+    assert {row.snapshot_at for row in found.rows} == {NOW + SCANNER_AHEAD}
     assert tenant.slept == [2.0, 4.0]
 
 
@@ -593,7 +594,7 @@ async def test_many_workspaces_are_scanned_in_batches_not_all_at_once() -> None:
         assert fake.scans_seen_at_once == 3
         assert len({row.snapshot_at for row in found.rows}) == 1
         assert {row.snapshot_at for row in found.rows} <= {
-            scan.created_at for scan in fake._scans.values()
+            scan.created_at + SCANNER_AHEAD for scan in fake._scans.values()
         }
 
 

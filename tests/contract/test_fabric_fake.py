@@ -221,6 +221,17 @@ def test_a_scan_takes_a_hundred_workspaces_and_sixteen_run_at_once(tenant: Tenan
     assert [tenant.scan(["x"]).status_code for _ in range(17)] == [202] * 16 + [429]
 
 
+def test_users_come_only_where_they_are_asked_for(tenant: Tenant) -> None:
+    ids = [tenant.fake.workspaces[0].id]
+    url = f"{WORKSPACES}/getInfo"
+    scan_id = tenant.http.post(url, headers=tenant.bearer(), json={"workspaces": ids}).json()["id"]
+    for _ in range(3):
+        tenant.get(f"{WORKSPACES}/scanStatus/{scan_id}")
+    assert "users" not in tenant.get(f"{WORKSPACES}/scanResult/{scan_id}").text
+    scan_id = tenant.finished_scan(ids)
+    assert "users" in tenant.get(f"{WORKSPACES}/scanResult/{scan_id}").text
+
+
 def test_a_scan_can_fail(tenant: Tenant) -> None:
     tenant.fake.scans_to_fail = 1
     scan_id = tenant.finished_scan([tenant.fake.workspaces[0].id])

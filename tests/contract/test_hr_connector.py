@@ -754,6 +754,19 @@ async def test_whatever_the_server_can_the_same_is_seen(kind: str, has_versions:
         assert any("cursor=" in one for one in harness.queries) == (kind == "cursors")
 
 
+async def test_a_filter_asks_again_from_before_the_newest_change() -> None:
+    with scim() as reader:
+        harness = reader.fake
+        assert isinstance(harness, ScimHarness)
+        harness.change("move", harness.ids["100"], at=NOW - HOUR)
+        await reader.poll()
+        late = harness.change("move", harness.ids["101"], at=NOW - 20 * HOUR)
+        harness.queries.clear()
+        assert [one.event_id for one in await reader.poll()] == [late]
+        (condition,) = {parse_qs(one)["filter"][0] for one in harness.queries if "filter" in one}
+        assert condition == 'meta.lastModified ge "2026-11-23T11:00:00Z"'
+
+
 async def test_who_is_gone_is_found_by_a_complete_read() -> None:
     with scim() as reader:
         harness = reader.fake
@@ -915,9 +928,10 @@ async def test_every_kind_of_credential(auth: dict[str, str]) -> None:
         await reader.check()
         assert len(await reader.poll()) == 3
     with scim(auth={**auth, **dict.fromkeys(secret, "wrong-secret")}) as reader:
-        with pytest.raises(Denied) as raised:
-            await reader.check()
-        assert "wrong-secret" not in str(raised.value)
+        for work in (reader.check, reader.poll, reader.snapshot):
+            with pytest.raises(Denied) as raised:
+                await work()
+            assert "wrong-secret" not in str(raised.value)
 
 
 async def test_a_base_url_that_leads_nowhere() -> None:

@@ -260,6 +260,15 @@ async def test_a_post_keeps_its_body_where_the_status_says_so(start: Start) -> N
     assert server.requests[1].endswith('{"c":1}')
 
 
+@pytest.mark.parametrize("status", ["301 x", "302 x"])
+async def test_a_post_is_not_turned_into_a_get_without_a_word(start: Start, status: str) -> None:
+    server = await start(raw(status, b"", "Location: /b"), raw("200 OK", b"{}"))
+    async with client(server.host) as http:
+        with pytest.raises(Denied, match="loses its body"):
+            await http.request("POST", f"{server.url}/a", json={"c": 1})
+    assert len(server.requests) == 1
+
+
 async def test_see_other_turns_a_post_into_a_get(start: Start) -> None:
     server = await start(raw("303 x", b"", "Location: /b"), raw("200 OK", b"{}"))
     async with client(server.host) as http:
@@ -367,7 +376,7 @@ async def test_nobody_listens(start: Start) -> None:
 )  # fmt: skip
 async def test_an_answer_that_is_too_long_is_not_kept(start: Start, answer: bytes) -> None:
     server = await start(answer)
-    async with client(server.host, answer_bytes_max=1999) as http:
+    async with client(server.host, answer_bytes_max=1999, connections_max=1) as http:
         with pytest.raises(Denied, match=r"http\.answer_bytes_max"):
             await http.get(f"{server.url}/a")
         assert len(server.requests) == 1

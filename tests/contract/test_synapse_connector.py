@@ -135,6 +135,18 @@ class TestEvents:
         assert set(late) <= set(ids_of(second))
         assert len(served.fake.queries) == asked + 1
 
+    async def test_nothing_is_read_again_but_the_last_ten_minutes(self, served: Served) -> None:
+        """Not once a day either: what was ingested three days ago may be five days old."""
+        served.fake.add_events(3, at=NOW - timedelta(hours=1))
+        first = await served.pages(Position(SINCE))
+        served.fake.clock.advance(timedelta(hours=25))
+        del served.fake.queries[:]
+        await served.pages(Position(SINCE, first[-1].cursor))
+        read_to = NOW - timedelta(minutes=5)
+        assert min(query.from_at for query in served.fake.queries) == read_to - timedelta(
+            minutes=10
+        )
+
     async def test_complete_through_stays_behind_by_the_lateness(self, served: Served) -> None:
         served.fake.add_events(3, at=NOW - timedelta(hours=1))
         behind = timedelta(minutes=5, microseconds=1)

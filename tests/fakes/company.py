@@ -50,12 +50,14 @@ class Company:
 
     Args:
         people_count: How many work or worked there.
-        event_count: So many events on each platform, spread over `HISTORY`.
+        event_count: So many events on each platform, spread over the history.
+        history: How far back it goes; the connectors' `retention` lets them read all of it.
     """
 
     seed: int = 1
     people_count: int = 40
     event_count: int = 120
+    history: timedelta = HISTORY
     world: World = field(init=False)
     fakes: dict[str, Any] = field(init=False)
     urls: dict[str, str] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Company:
         now = datetime.now(UTC).replace(microsecond=0)
         self.world = World(seed=self.seed, now=now, people_count=self.people_count)
         self.fakes = {name: make(self.world, Clock()) for name, make in _CLASSES.items()}
-        start, span = now - HISTORY, HISTORY - SETTLED
+        start, span = now - self.history, self.history - SETTLED
         step = 6  # a few at a time, so that there are ties
         for name in AUDITED:
             for first in range(0, self.event_count, step):
@@ -76,8 +78,6 @@ class Company:
         """Events on every audited platform that happened long ago and can be read only now."""
         now = datetime.now(UTC)
         for name in AUDITED:
-            if name == "synapse":
-                continue
             at = now - timedelta(minutes=100)
             self.fakes[name].add_events(count, at=at, visible_at=now + after)
 
@@ -102,8 +102,9 @@ class Company:
     def tables(self) -> dict[str, dict[str, Any]]:
         """What `verity.toml` says of each, for connectors that go on asking every second."""
         url = self.urls
+        retention = f"{self.history.total_seconds() / 3600 + 2:g}h"
         own: dict[str, dict[str, Any]] = {
-            "azure_ad": self.fakes["azure_ad"].settings(url["azure_ad"], retention="8h"),
+            "azure_ad": self.fakes["azure_ad"].settings(url["azure_ad"], retention=retention),
             "fabric": {
                 "tenant_id": TENANT,
                 "client_id": fabric.CLIENT_ID,
@@ -112,17 +113,19 @@ class Company:
                 "power_bi_url": f"{url['fabric']}/powerbi",
                 "fabric_url": f"{url['fabric']}/fabric",
                 "graph_url": f"{url['fabric']}/graph",
-                "retention": "8h",
+                "retention": retention,
                 "advance_min": 0,
             },
-            "synapse": synapse.settings_of(url["synapse"], retention="8h", lateness="1h"),
+            "synapse": synapse.settings_of(
+                url["synapse"], retention=retention, lateness="1h", settle="5s"
+            ),
             "databricks": {
                 "host": url["databricks"],
                 "client_id": databricks.CLIENT_ID,
                 "client_secret": databricks.CLIENT_SECRET,
                 "warehouse_id": databricks.WAREHOUSE_ID,
                 "storage_hosts": [self.fakes["databricks"].storage_url.removeprefix("http://")],
-                "retention": "1d",
+                "retention": retention,
             },
             "hr": {
                 "source": "bamboohr",
@@ -159,11 +162,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fakes.company", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--events", type=int, default=120)
+    parser.add_argument("--hours", type=float, default=HISTORY.total_seconds() / 3600)
+    parser.add_argument("--unlimited", action="store_true", help="without the vendors' limits")
     options = parser.parse_args()
     is_over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_over.set())
-    company = Company(seed=options.seed, event_count=options.events)
+    company = Company(
+        seed=options.seed, event_count=options.events, history=timedelta(hours=options.hours)
+    )
+    for fake in company.fakes.values():
+        fake.is_limited = not options.unlimited
 
     def obey() -> None:
         for line in sys.stdin:

@@ -49,6 +49,7 @@ TOKEN_LIVES = timedelta(minutes=60)
 PAGE_TOKEN_LIVES = timedelta(minutes=30)
 RESULT_LIVES = timedelta(hours=24)
 SCAN_LIVES = timedelta(minutes=10)
+SCANNER_AHEAD = timedelta(seconds=3)  # The scanner's clock is not the asker's.
 HOUR = timedelta(hours=1)
 TYPES_TO_NAME = {"Report", "Dashboard", "SemanticModel", "App", "Dataflow"}
 
@@ -162,6 +163,7 @@ class _Scan:
     created_at: datetime
     workspace_ids: list[str]
     will_fail: bool
+    has_users: bool
     poll_count: int = 0
 
 
@@ -628,7 +630,8 @@ class FabricFake:
             if self.is_limited and self.scans_under_way >= 16:
                 return JSONResponse(self._error_body("powerbi", "TooManyRequests"), 429)
             scan_id = self._guid("scan", len(self._scans))
-            self._scans[scan_id] = _Scan(self.clock(), ids, self.scans_to_fail > 0)
+            has_users = request.query_params.get("getArtifactUsers", "").lower() == "true"
+            self._scans[scan_id] = _Scan(self.clock(), ids, self.scans_to_fail > 0, has_users)
             self.scans_to_fail = max(0, self.scans_to_fail - 1)
         self.scans_seen_at_once = max(self.scans_seen_at_once, self.scans_under_way)
         return JSONResponse(self._scan_body(scan_id, "NotStarted"), 202)
@@ -643,7 +646,7 @@ class FabricFake:
         )
 
     def _scan_body(self, scan_id: str, status: str) -> dict[str, Any]:
-        created = f"{self._scans[scan_id].created_at:%Y-%m-%dT%H:%M:%S.%f}7Z"
+        created = f"{self._scans[scan_id].created_at + SCANNER_AHEAD:%Y-%m-%dT%H:%M:%S.%f}7Z"
         return {"id": scan_id, "createdDateTime": created, "status": status}
 
     async def _scan_status(self, request: Request) -> Response:
@@ -671,7 +674,7 @@ class FabricFake:
         body: dict[str, Any] = {"workspaces": [], "datasourceInstances": []}
         for workspace in self.workspaces:
             if workspace.id in scan.workspace_ids and not self.faults.take(Fault.VANISHED_OBJECT):
-                body["workspaces"].append(_scanned(workspace))
+                body["workspaces"].append(_scanned(workspace, has_users=scan.has_users))
         return JSONResponse(body)
 
     # ── Fabric admin API ─────────────────────────────────────────────────────────────────────
@@ -845,7 +848,7 @@ def _permissions(right: str) -> list[str]:
     return re.findall(r"[A-Z][a-z]+", right)
 
 
-def _scanned(workspace: Workspace) -> dict[str, Any]:
+def _scanned(workspace: Workspace, *, has_users: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "id": workspace.id,
         "name": workspace.name,
@@ -869,6 +872,11 @@ def _scanned(workspace: Workspace) -> dict[str, Any]:
                 "users": [holder.scanned(**{item.right: right}) for holder, right in item.shares],
             }
         )
+    if not has_users:  # They come only where they are asked for.
+        del body["users"]
+        for things in body.values():
+            for thing in things if isinstance(things, list) else []:
+                del thing["users"]
     return body
 
 

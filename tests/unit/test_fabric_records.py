@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from connectors.fabric import FabricConnector, Settings, grants, names
+from connectors.fabric.activity import _Listing
+from connectors.fabric.admin_api import _next_url
 from connectors.fabric.records import event_of, read_records
 from connectors.fabric.silence import SilenceWatch
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed, Misconfigured
+from verity_sdk.http import Answer
 
 AT = datetime(2026, 11, 24, 8, tzinfo=UTC)
 BASE: dict[str, Any] = {
@@ -295,6 +298,49 @@ def test_any_access_details_are_read_to_their_end(value: Any) -> None:
 def test_events_and_grants_name_an_item_alike() -> None:
     event = event_of({**BASE, "WorkspaceId": "w", "ArtifactId": "i", "ArtifactKind": "Dataset"})
     assert event.asset_ref == names.item("w", "i")
+
+
+# ── Paging ───────────────────────────────────────────────────────────────────────────────────
+
+
+def answer_of(body: dict[str, Any]) -> Answer:
+    return Answer("GET", "https://h/p", 200, {}, orjson.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"continuationToken": "%2B'", "continuationUri": "https://r/x?'%2B'"},
+            "https://r/x?'%2B'",
+        ),
+        ({"continuationToken": "%2B"}, "https://h/p?continuationToken='%2B'"),
+        ({"continuationToken": None, "continuationUri": "https://r/x"}, None),
+        ({"continuationUri": "https://r/x", "lastResultSet": False}, None),
+        ({}, None),
+    ],
+)
+def test_the_token_says_whether_and_the_uri_where_to_go_on(
+    fields: dict[str, Any], expected: str | None
+) -> None:
+    listing = _Listing("https://h/p")
+    assert listing.next_url(answer_of({"activityEventEntities": [], **fields})) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"continuationToken": "a+/=", "continuationUri": "https://r/x?y"}, "https://r/x?y"),
+        (
+            {"continuationToken": "a+/="},
+            "https://h/p?state=active&continuationToken=a%2B%2F%3D",
+        ),
+        ({"continuationUri": "https://r/x"}, None),
+        ({}, None),
+    ],
+)
+def test_the_admin_api_goes_on_likewise(fields: dict[str, Any], expected: str | None) -> None:
+    assert _next_url(answer_of(fields), "https://h/p", {"state": "active"}) == expected
 
 
 # ── Silence ──────────────────────────────────────────────────────────────────────────────────

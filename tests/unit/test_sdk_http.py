@@ -869,6 +869,54 @@ def test_a_budget_of_nothing_is_a_bug(numbers: dict[str, Any]) -> None:
         shared_budget(("x",), **{"requests": 1, "per": timedelta(seconds=1), **numbers})
 
 
+def test_the_time_of_the_tries_counts_for_the_retry_budget() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def slow(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(30)
+        return throttled("1", 503)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        client = HttpClient(
+            HttpSettings(retry_budget=100),
+            platform="test",
+            hosts=["api.example.com"],
+            sleep=sleep,
+            transport=httpx2.MockTransport(slow),
+        )
+        with pytest.raises(Unavailable):
+            await client.get(f"{API}/a")
+        return loop.time() - begin
+
+    spent = in_virtual_time(main)
+    # The fourth try begins at 93 s and has the seven that are left.
+    assert slept == [1, 1, 1]
+    assert spent + sum(slept) == pytest.approx(100)
+
+
+def test_waiting_for_the_turn_does_not_count_for_the_retry_budget() -> None:
+    api = Api(throttled("1"), throttled("1"), answer())
+
+    async def main() -> int:
+        client = HttpClient(
+            HttpSettings(retry_budget=10),
+            platform="test",
+            hosts=["api.example.com"],
+            budget=shared_budget(("turns",), requests=1, per=timedelta(minutes=5)),
+            sleep=api.sleep,
+            transport=httpx2.MockTransport(api),
+        )
+        return (await client.get(f"{API}/a")).status
+
+    assert in_virtual_time(main) == 200
+    assert api.slept == [1, 1]
+
+
 async def test_every_try_takes_a_turn_and_no_wait_holds_one() -> None:
     held: list[bool] = []
     api = Api(throttled("1"), throttled("1"), answer())
