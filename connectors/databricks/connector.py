@@ -12,7 +12,6 @@ from urllib.parse import quote, urlsplit
 from pydantic import ValidationError
 
 from connectors.databricks.api import RestApi
-from connectors.databricks.names import Place
 from connectors.databricks.permissions import CATALOG_API, read_permissions
 from connectors.databricks.records import parse_rows
 from connectors.databricks.settings import LOOKBACK, PLATFORM, Settings
@@ -30,6 +29,7 @@ from verity_sdk.pages import (
     SnapshotGap,
     SnapshotScope,
 )
+from verity_sdk.references.databricks import Place
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 AUDIT_STREAM = "audit"

@@ -12,13 +12,13 @@ from urllib.parse import quote
 from connectors.databricks.api import RestApi, in_order
 from connectors.databricks.grants import VIEWS, Grants, View
 from connectors.databricks.groups import Directory
-from connectors.databricks.names import Place
 from connectors.databricks.settings import Settings
 from connectors.databricks.statements import Statement
 from connectors.databricks.warehouse import Warehouse
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.pages import SnapshotGap, SnapshotScope
+from verity_sdk.references.databricks import Place
 
 Found: TypeAlias = PermissionSnapshot | SnapshotGap | SnapshotScope
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
-from connectors.databricks.names import Place, asset_of, principal_ref
 from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
+from verity_sdk.references.databricks import Place, asset_of, principal_ref
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = ("event_id", "ts_us", "raw")

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import orjson
 
-from connectors.hr import names
 from connectors.hr.changes import Observation
 from connectors.hr.fields import ENTERPRISE, text
 from connectors.hr.grants import Holder
@@ -22,6 +21,7 @@ from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
+from verity_sdk.references import hr as names
 from verity_sdk.times import parse_utc
 
 Record = dict[str, Any]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.databricks.names import Place
 from connectors.databricks.records import event_of, fallback_id, parse_rows
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
+from verity_sdk.references.databricks import Place
 
 PLACE = Place("m-1", "42")
 APP = "0f5d6e7a-1111-4000-8000-00000000c1de"

@@ -33,8 +33,11 @@ def principal(kind: str, object_id: str) -> str:
 
 
 def target(kind: str, object_id: str) -> str:
-    """What an audit record was about, in the record's own words: `Group:{id}`, `Role:{id}`."""
-    return f"{kind}:{object_id}"
+    """What an audit record was about: `group:{id}`, `role:{id}`, `servicePrincipal:{id}`.
+
+    The record writes the kind with a capital; a snapshot names the same object as here.
+    """
+    return f"{kind[:1].lower()}{kind[1:]}:{object_id}"
 
 
 def directory(scope: str) -> str:
