@@ -95,9 +95,12 @@ class BaseConnector(ABC):
     Attributes:
         lookback: How far before the watermark the source may still deliver new events. The
             stream application looks back by it; `run()`, which cannot tell a repeat, does not.
+        fetch_timeout: How long a pass may be silent before the stream application cuts it, where
+            its own default is too short: for a request budget of an hour, say. None: the default.
     """
 
     lookback: ClassVar[timedelta] = timedelta(0)
+    fetch_timeout: ClassVar[timedelta | None] = None
 
     # Class attributes, so that a subclass that forgets super().__init__() still has them.
     _has_warned_of_naive_time = False
@@ -136,6 +139,13 @@ class BaseConnector(ABC):
         What could not be read is a `SnapshotGap`; what was read completely may be named by a
         `SnapshotScope`. Write it as `async def` with `yield`.
         """
+
+    def health_warnings(self) -> list[str]:
+        """What is no error and yet worth an operator's look, each in one sentence without secrets.
+
+        Asked by the stream application about every ten seconds; must not wait for anything.
+        """
+        return []
 
     async def run(self) -> None:
         """One pass: publish every event after the checkpoint, and let the checkpoint follow.

@@ -293,7 +293,8 @@ class _Use:
         self.ended_at: deque[float] = deque()  # loop time, ascending
 
 
-# Weak: a budget lives as long as a client holds it.
+# Weak: a budget lives as long as a client holds it. A connector that starts anew, after an error,
+# forgets what it had spent; the vendor's 429 reminds it.
 _budgets: WeakValueDictionary[tuple[str, ...], _SharedBudget] = WeakValueDictionary()
 
 

@@ -12,10 +12,12 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import faust
+import faust.assignor
 import orjson
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
@@ -37,7 +39,7 @@ from verity_stream.faust_fixes import (
     contained,
     partitions_of,
 )
-from verity_stream.placement import partition_for
+from verity_stream.placement import evened, partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
@@ -127,12 +129,17 @@ def create_app(settings: StreamSettings, *, app_id: str | None = None, **options
     )
 
 
-def create_worker_app(settings: StreamSettings, runner_factory: Callable[[], Runner]) -> WorkerApp:
+def create_worker_app(
+    settings: StreamSettings,
+    runner_factory: Callable[[], Runner],
+    connector_ids: Iterable[str] = (),
+) -> WorkerApp:
     """The app behind `faust -A verity_stream worker`.
 
     Args:
         settings: Verity's settings.
         runner_factory: Makes the runner, on the main loop, once the broker answers.
+        connector_ids: Which connectors there are, so that workers get about as many of them.
 
     Raises:
         Misconfigured: As `create_app` does.
@@ -142,6 +149,8 @@ def create_worker_app(settings: StreamSettings, runner_factory: Callable[[], Run
         settings.app_id,
         verity=settings,
         runner_factory=runner_factory,
+        connector_ids=connector_ids,
+        PartitionAssignor=EvenAssignor,
         **faust_options(settings),
     )
 
@@ -163,7 +172,7 @@ def faust_options(settings: StreamSettings) -> dict[str, Any]:
         "env_prefix": "VERITY_FAUST",
         "broker_session_timeout": session_seconds,
         # A member hears of a rebalance by its next heartbeat, and everybody waits for the last.
-        "broker_heartbeat_interval": min(1.0, session_seconds / 3),
+        "broker_heartbeat_interval": min(0.5, session_seconds / 3),
         "broker_rebalance_timeout": REBALANCE_TIMEOUT_SECONDS,
         # Above the session and above a join, which lasts as long as the slowest member's revoke.
         "broker_request_timeout": max(session_seconds, REBALANCE_TIMEOUT_SECONDS) + 10.0,
@@ -273,6 +282,28 @@ class VerityApp(FixedApp):
         self.page(path, name=path.strip("/"))(page)
 
 
+class EvenAssignor(faust.assignor.PartitionAssignor):
+    """Faust's assignor; and then partitions are swapped until workers have as many connectors.
+
+    The group's leader decides, by its own configuration.
+    """
+
+    def _global_table_standby_assignments(self, assignments: Any, *arguments: Any) -> Any:
+        # Called between Faust's own assignment and its encoding for the members.
+        weights = getattr(self.app, "partition_weights", {})
+        owned = {
+            client: frozenset(one.actives.get(CHECKPOINTS_TOPIC, ()))
+            for client, one in assignments.items()
+        }
+        for client, partitions in evened(owned, weights).items():
+            actives = assignments[client].actives
+            for topic, before in actives.items():
+                # The changelog goes where its topic goes.
+                if frozenset(before) == owned[client]:
+                    actives[topic] = sorted(partitions)
+        return super()._global_table_standby_assignments(assignments, *arguments)
+
+
 class WorkerApp(VerityApp):
     """The app that runs connectors: the mirror, and a runner that follows the assignment."""
 
@@ -282,8 +313,12 @@ class WorkerApp(VerityApp):
         *,
         verity: StreamSettings,
         runner_factory: Callable[[], Runner],
+        connector_ids: Iterable[str] = (),
         **options: Any,
     ) -> None:
+        self.partition_weights = Counter(
+            partition_for(one, verity.checkpoint_partitions) for one in connector_ids
+        )
         super().__init__(app_id, verity=verity, **options)
         self._runner_factory = runner_factory
         self.runner: Runner | None = None

@@ -125,7 +125,7 @@ class OperationStore:
                 """
                 SELECT connector_id, c.paused, c.snapshot_requested_at,
                        t.platform, t.worker, t.state, t.state_since, t.last_success_at,
-                       t.last_event_at, t.next_try_at, t.last_error, t.event_count,
+                       t.last_event_at, t.next_try_at, t.last_error, t.warning, t.event_count,
                        t.repeat_count, t.dead_count, t.gap_count, t.reported_at,
                        t.lateness_p50_seconds, t.lateness_p99_seconds, p.complete_through,
                        s.snapshot_id, s.started_at AS snapshot_started_at,
@@ -215,6 +215,7 @@ class OperationStore:
                 status.gap_count,
                 status.lateness.quantile(0.5),
                 status.lateness.quantile(0.99),
+                _storable(status.warning),
             )
             for status in statuses
         ]
@@ -226,8 +227,8 @@ class OperationStore:
                 INSERT INTO connector_status AS s (connector_id, platform, worker, state,
                     state_since, last_success_at, last_event_at, next_try_at, last_error,
                     event_count, repeat_count, dead_count, gap_count, lateness_p50_seconds,
-                    lateness_p99_seconds)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                    lateness_p99_seconds, warning)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
                 ON CONFLICT (connector_id) DO UPDATE SET
                     platform = EXCLUDED.platform, worker = EXCLUDED.worker,
                     state = EXCLUDED.state, state_since = EXCLUDED.state_since,
@@ -237,7 +238,8 @@ class OperationStore:
                     event_count = EXCLUDED.event_count, repeat_count = EXCLUDED.repeat_count,
                     dead_count = EXCLUDED.dead_count, gap_count = EXCLUDED.gap_count,
                     lateness_p50_seconds = EXCLUDED.lateness_p50_seconds,
-                    lateness_p99_seconds = EXCLUDED.lateness_p99_seconds, reported_at = now()
+                    lateness_p99_seconds = EXCLUDED.lateness_p99_seconds,
+                    warning = EXCLUDED.warning, reported_at = now()
                 WHERE EXCLUDED.state <> 'stopped' OR s.worker = EXCLUDED.worker
                 """,
                 rows,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from aiokafka.partitioner import murmur2
+
+EVEN_ENOUGH = 0.2
+"""Workers whose numbers of connectors differ by less than this share of the mean are even."""
 
 
 def partition_for(connector_id: str, partitions: int) -> int:
@@ -16,3 +21,60 @@ def partition_for(connector_id: str, partitions: int) -> int:
         partitions: How many partitions the topic has.
     """
     return int((murmur2(connector_id.encode()) & 0x7FFFFFFF) % partitions)
+
+
+def evened(owned: Mapping[str, Collection[int]], weights: Mapping[int, int]) -> dict[str, set[int]]:
+    """The same partitions, swapped between workers until each has about as many connectors.
+
+    A consumer group shares partitions evenly, but ids are hashed: of 60 connectors in 24 partitions
+    one of three workers often gets 30. Partitions are swapped one against one, so that each
+    worker keeps their number, and no more than needed, so that most stay where they were.
+
+    Args:
+        owned: Who has which partitions.
+        weights: How many connectors a partition has; 0 where it is missing.
+    """
+    result = {worker: set(partitions) for worker, partitions in owned.items()}
+    loads = {
+        worker: sum(weights.get(partition, 0) for partition in partitions)
+        for worker, partitions in result.items()
+    }
+    mean = sum(loads.values()) / max(1, len(loads))
+    # Every swap makes the sum of squares smaller, so this ends; the bound is for the reader.
+    for _ in range(sum(map(len, result.values()))):
+        order = sorted(loads, key=lambda worker: (loads[worker], worker))
+        if not order or loads[order[-1]] - loads[order[0]] <= max(1, EVEN_ENOUGH * mean):
+            break
+        pairs = [(order[-1], worker) for worker in order[:-1]]
+        pairs += [(worker, order[0]) for worker in order[1:-1]]
+        found = max((_best_swap(result, loads, weights, *pair) for pair in pairs), default=None)
+        if found is None or found[0] <= 0:
+            break
+        _, moved, given, taken = found
+        heavy = next(worker for worker in order if given in result[worker])
+        light = next(worker for worker in order if taken in result[worker])
+        result[heavy] ^= {given, taken}
+        result[light] ^= {given, taken}
+        loads[heavy] -= moved
+        loads[light] += moved
+    return result
+
+
+def _best_swap(
+    owned: Mapping[str, set[int]],
+    loads: Mapping[str, int],
+    weights: Mapping[int, int],
+    heavy: str,
+    light: str,
+) -> tuple[int, int, int, int]:
+    """How much the best swap between two evens them, its weight, and the two partitions."""
+    excess = loads[heavy] - loads[light]
+    best = (0, 0, -1, -1)
+    # One partition of each weight is enough to look at: there are few weights.
+    gives = {weights.get(partition, 0): partition for partition in sorted(owned[heavy])}
+    takes = {weights.get(partition, 0): partition for partition in sorted(owned[light])}
+    for given_weight, given in gives.items():
+        for taken_weight, taken in takes.items():
+            moved = given_weight - taken_weight
+            best = max(best, (moved * (excess - moved), moved, given, taken))
+    return best

@@ -83,6 +83,7 @@ class _Supervised:
     partition: int
     status: Status
     relay: Relay | None = None
+    connector: BaseConnector | None = None
     task: asyncio.Task[None] | None = None
     snapshot: asyncio.Task[None] | None = None
     failures: int = 0
@@ -261,7 +262,7 @@ class ConnectorRunner:
         connector: BaseConnector | None = None
         report_wait.set(shown_as_backing_off(one.status))
         try:
-            connector = self._construct(spec)
+            connector = one.connector = self._construct(spec)
             one.relay = Relay(
                 spec,
                 settings,
@@ -280,7 +281,7 @@ class ConnectorRunner:
             )
             await one.relay.run()
         finally:
-            one.relay = None
+            one.relay = one.connector = None
             await _close(connector)
 
     def _construct(self, spec: ConnectorSpec) -> BaseConnector:
@@ -304,7 +305,7 @@ class ConnectorRunner:
         return Limits(
             self._settings.page_events,
             self._settings.page_wait,
-            spec.options.fetch_timeout or self._settings.fetch_timeout,
+            spec.options.fetch_timeout or spec.cls.fetch_timeout or self._settings.fetch_timeout,
         )
 
     def _take_result(self, one: _Supervised, now: datetime) -> None:
@@ -412,6 +413,9 @@ class ConnectorRunner:
         """Write changed statuses to Postgres, and all from time to time: a sign of life."""
         assert self._operation is not None  # noqa: S101 - start() comes first
         is_alive = utc_now() - self._reported_at >= SIGN_OF_LIFE_EVERY
+        if is_alive:
+            for one in self._connectors:
+                one.status.warning = warning_of(one.connector)
         changed = [
             one.status
             for one in self._connectors
@@ -454,6 +458,16 @@ class ConnectorRunner:
                     gaps=status.gap_count,
                 )
             one.reported = (status.event_count, status.page_count)
+
+
+def warning_of(connector: BaseConnector | None) -> str | None:
+    """What a running connector says is worth a look; never raises."""
+    if connector is None:
+        return None
+    try:
+        return SECRETS.hide(" ".join(connector.health_warnings())) or None
+    except Exception as error:  # noqa: BLE001 - a connector may raise anything
+        return f"its health_warnings() raised {error!r}"
 
 
 def shown_as_backing_off(status: Status) -> WaitReport:

@@ -82,6 +82,7 @@ class Status:
         retry_count: Relays that failed and were started again.
         fenced_count: … because another one owns the connector.
         behind_count: Starts that found the database more than a page behind.
+        warning: What the connector itself says is worth a look, though nothing failed.
         topic_behind_count: … that found the topic without checkpoints that were published.
         other_cluster_count: … that found the checkpoints of another Kafka cluster.
         lateness: Seconds from when an event occurred to when it was first seen, without backfills.
@@ -96,6 +97,7 @@ class Status:
     last_event_at: datetime | None = None
     next_try_at: datetime | None = None
     last_error: str | None = None
+    warning: str | None = None
     page_count: int = 0
     event_count: int = 0
     repeat_count: int = 0

@@ -22,7 +22,11 @@ def make_app() -> Any:
         SECRETS.add_references(settings.config)
         specs = load_connectors(settings.config)
         logs.configure(settings)
-        return create_worker_app(settings, lambda: ConnectorRunner(settings, specs))
+        return create_worker_app(
+            settings,
+            lambda: ConnectorRunner(settings, specs),
+            [spec.connector_id for spec in specs if spec.options.enabled],
+        )
     except Misconfigured as error:
         sys.stderr.write(f"verity: the configuration is wrong; nothing was started\n{error}\n")
         raise SystemExit(2) from None

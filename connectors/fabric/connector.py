@@ -42,6 +42,8 @@ class FabricConnector(PagedConnector):
     Settings: ClassVar[type[Settings]] = Settings
 
     lookback: ClassVar[timedelta] = settings.LOOKBACK
+    # A turn among the 200 requests of an hour may take that hour.
+    fetch_timeout: ClassVar[timedelta | None] = timedelta(minutes=75)
     settle: ClassVar[timedelta] = settings.SETTLE
     slice_max: ClassVar[timedelta | None] = settings.SLICE_MAX
     retention: ClassVar[timedelta | None] = settings.RETENTION

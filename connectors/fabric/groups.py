@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
-from connectors.fabric import grants, names
+from connectors.fabric import grants
 from connectors.fabric.clients import GRAPH, Clients, refusal
 from connectors.fabric.scanner import Row
 from connectors.fabric.settings import Settings
@@ -17,6 +17,7 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import Answer, follow
 from verity_sdk.pages import SnapshotGap, SnapshotScope
+from verity_sdk.references import fabric as names
 
 PAGE_MEMBERS = 999  # Graph's largest page of directory objects.
 _GROUP = "#microsoft.graph.group"

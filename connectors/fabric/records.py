@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
-from connectors.fabric import names
 from connectors.fabric.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
+from verity_sdk.references import fabric as names
 from verity_sdk.times import parse_utc
 
 # Office 365 Management Activity schema, UserType: 5 Application, 6 ServicePrincipal.

@@ -60,6 +60,7 @@ faust_app.mirror_event = noted_mirror_event
 
 class Runner:
     ticks = 0
+    statuses = {}
 
     async def start(self):
         note("start")

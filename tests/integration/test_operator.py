@@ -130,6 +130,12 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert body["checkpoint"]["cursor"] == {"v": 1, "next": 105}
     assert body["lateness_p50_seconds"] == body["lateness_p99_seconds"] == 300
 
+    async def warned() -> bool:
+        rows = await verity_json(bench, "connectors")
+        return any(row["warning"] == "nothing came since long" for row in rows)
+
+    await eventually(warned, 15, bench.logs)
+    assert "nothing came since long" in await verity(bench, "connectors")
     rows = await verity_json(bench, "connectors")
     (row,) = [row for row in rows if row["connector_id"] == body["connector_id"]]
     assert row["lateness_p50_seconds"] == row["lateness_p99_seconds"] == 300

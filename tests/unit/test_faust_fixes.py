@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
 from verity_sdk.errors import Misconfigured
@@ -427,3 +428,16 @@ def test_nothing_is_written_to_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     make_app()._create_directories()
     assert not list(tmp_path.iterdir())
+
+
+async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 ms in Faust, and what a rebalance asks for waits behind it on the same connection."""
+    consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")
+    assert isinstance(consumer._fetch_max_wait_ms, int), "aiokafka reads it when it starts"
+    monkeypatch.setattr(
+        faust_fixes.AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: consumer
+    )
+    thread = object.__new__(faust_fixes.CommittedReaderThread)
+    assert thread._create_worker_consumer(None)._fetch_max_wait_ms == faust_fixes.FETCH_WAIT_MS
+    assert faust_fixes.FETCH_WAIT_MS <= 250
+    assert consumer._isolation_level == "read_committed"

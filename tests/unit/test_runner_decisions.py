@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavailable
 from verity_stream.operation import Control
 from verity_stream.runner import (
@@ -17,6 +18,7 @@ from verity_stream.runner import (
     PublishedByTheRelay,
     after_failure,
     shown_as_backing_off,
+    warning_of,
 )
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State, Status
@@ -114,3 +116,30 @@ def test_a_wait_within_a_pass_is_shown_until_it_is_over() -> None:
     status.enter(State.CAUGHT_UP)
     report(None, "")
     assert status.state is State.CAUGHT_UP
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"),
+    [
+        ([], None),
+        (["quiet.", "and odd."], "quiet. and odd."),
+        (3, "TypeError"),
+        (None, "TypeError"),
+    ],
+)
+def test_what_a_connector_says_of_its_health_is_shown_whatever_it_is(
+    says: object, shown: str | None
+) -> None:
+    class Odd(BaseConnector):
+        async def stream_audit_events(self, since):  # type: ignore[no-untyped-def]
+            yield
+
+        async def snapshot_permissions(self):  # type: ignore[no-untyped-def]
+            yield
+
+        def health_warnings(self) -> list[str]:
+            return says  # type: ignore[return-value]
+
+    found = warning_of(Odd({}, None, None))
+    assert found == shown or (shown is not None and found is not None and shown in found)
+    assert warning_of(None) is None

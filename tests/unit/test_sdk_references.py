@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verity_sdk import references
-from verity_sdk.references import azure_ad, databricks, hr, postgres, synapse
+from verity_sdk.references import azure_ad, databricks, fabric, hr, postgres, synapse
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,9 @@ from verity_sdk.references import azure_ad, databricks, hr, postgres, synapse
         (databricks.principal_ref(None), "unknown"),
         (databricks.securable_ref("m", "TABLE", "main.hr.salary"), "uc:m/table/main.hr.salary"),
         (databricks.object_ref("17", "jobs", "3"), "workspace:17/jobs/3"),
+        (fabric.workspace("w"), "workspace:w"),
+        (fabric.item("w", "i"), "workspace:w/item:i"),
+        (fabric.item(None, "i"), "item:i"),
         (hr.job_title("Analyst"), "hr:job_title:Analyst"),
         (postgres.role_ref("db1", "amy"), "pg:db1/role:amy"),
         (postgres.public_ref("db1"), "pg:db1/PUBLIC"),

@@ -267,6 +267,7 @@ def _connector_row(
         **{name: found.get(name) for name in known_of},
         **{name: found.get(name) or 0 for name in counts},
         "last_error": None if error is None else SECRETS.hide(error),
+        "warning": found.get("warning"),
         "snapshot_requested_at": found.get("snapshot_requested_at"),
         "snapshot": {
             "snapshot_id": found["snapshot_id"],
@@ -336,10 +337,8 @@ def _show_connectors(rows: Sequence[Mapping[str, Any]]) -> None:
     console = new_console()
     console.print(table)
     for row in rows:
-        if row["last_error"]:
-            console.print(
-                Text.assemble(plain(f"{row['connector_id']}: ", "bold"), plain(row["last_error"]))
-            )
+        for said in filter(None, (row["last_error"], row["warning"])):
+            console.print(Text.assemble(plain(f"{row['connector_id']}: ", "bold"), plain(said)))
 
 
 def _lateness(row: Mapping[str, Any]) -> str:

@@ -48,6 +48,9 @@ class Operated(PagedConnector):
     lookback: ClassVar[timedelta] = timedelta(hours=1)
     config: OperatedSettings
 
+    def health_warnings(self) -> list[str]:
+        return [f"nothing came since {self.config.token or 'long'}"] if self.config.has_gaps else []
+
     def _event(self, number: int, at: datetime) -> RawEvent:
         name = self.config.platform
         return RawEvent(name, f"{name}:{number:06}", at, "user", "table", "SELECT", {"n": number})

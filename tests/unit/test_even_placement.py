@@ -1,0 +1,99 @@
+"""Workers get about as many connectors, though ids are hashed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from faust.assignor.client_assignment import ClientAssignment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verity_stream.faust_app import create_worker_app
+from verity_stream.placement import evened, partition_for
+from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.settings import StreamSettings
+
+PARTITIONS = 24
+
+
+def loads(owned: dict[str, set[int]], weights: Counter[int]) -> list[int]:
+    return [sum(weights[one] for one in partitions) for partitions in owned.values()]
+
+
+def shared(workers: int, seed: int) -> dict[str, set[int]]:
+    """As a consumer group shares: as many partitions each, any of them."""
+    partitions = list(range(PARTITIONS))
+    random.Random(seed).shuffle(partitions)
+    return {f"w{number}": set(partitions[number::workers]) for number in range(workers)}
+
+
+@given(
+    st.integers(1, PARTITIONS),
+    st.integers(),
+    st.dictionaries(st.integers(0, PARTITIONS - 1), st.integers(0, 20)),
+)
+def test_every_partition_stays_with_one_worker_and_none_gets_more_of_them(
+    workers: int, seed: int, given_weights: dict[int, int]
+) -> None:
+    before, weights = shared(workers, seed), Counter(given_weights)
+    after = evened(before, weights)
+    assert {name: len(one) for name, one in after.items()} == {
+        name: len(one) for name, one in before.items()
+    }
+    assert sorted(one for partitions in after.values() for one in partitions) == list(
+        range(PARTITIONS)
+    )
+    spread = [max(one) - min(one) for one in (loads(before, weights), loads(after, weights))]
+    assert spread[1] <= spread[0]
+    assert evened(after, weights) == after, "what is even stays as it is"
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_sixty_connectors_on_three_workers_are_within_30_percent(seed: int) -> None:
+    numbers = random.Random(seed)
+    ids = [f"connector-{numbers.randint(0, 10**6)}" for _ in range(60)]
+    weights = Counter(partition_for(one, PARTITIONS) for one in ids)
+    after = evened(shared(3, seed), weights)
+    assert all(14 <= load <= 26 for load in loads(after, weights)), loads(after, weights)
+
+
+def test_most_partitions_stay_where_they_were() -> None:
+    """Each that moves has its table read anew."""
+    before = shared(3, 1)
+    weights = Counter({one: 4 if one in before["w0"] else 1 for one in range(PARTITIONS)})
+    after = evened(before, weights)
+    assert loads(before, weights) == [32, 8, 8]
+    assert max(loads(after, weights)) - min(loads(after, weights)) <= 4
+    assert sum(len(after[name] - before[name]) for name in before) <= 12
+
+
+@pytest.mark.parametrize("owned", [{}, {"a": set()}, {"a": {0, 1}}, {"a": set(), "b": {0}}])
+def test_few_workers_and_few_partitions(owned: dict[str, set[int]]) -> None:
+    assert evened(owned, Counter({0: 9, 1: 1})) == owned
+
+
+def test_the_assignor_evens_the_topic_and_its_changelog_alike() -> None:
+    ids = [f"connector-{number}" for number in range(60)]
+    app = create_worker_app(StreamSettings(), lambda: None, ids)  # type: ignore[arg-type,return-value]
+    changelog = f"{app.conf.id}-checkpoints-changelog"
+    before = shared(3, 1)
+    given_assignments = {
+        name: ClientAssignment(
+            actives={
+                CHECKPOINTS_TOPIC: sorted(one),
+                changelog: sorted(one),
+                "another": [99],
+            },
+            standbys={},
+        )
+        for name, one in before.items()
+    }
+    found = app.assignor._global_table_standby_assignments(given_assignments, {})
+    expected = evened(before, app.partition_weights)
+    assert expected != before
+    for name, one in found.items():
+        assert set(one.actives[CHECKPOINTS_TOPIC]) == expected[name]
+        assert one.actives[changelog] == one.actives[CHECKPOINTS_TOPIC]
+        assert one.actives["another"] == [99]
