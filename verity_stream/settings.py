@@ -97,7 +97,7 @@ class StreamSettings(VerityConfig):
     commit_interval_seconds: float = Field(1.0, gt=0)
     broker_wait_seconds: float = Field(60.0, ge=0)
     web_bind: str = "127.0.0.1"
-    web_port: int = Field(6066, ge=0, le=65535)
+    web_port: int = Field(6066, ge=1, le=65535)
 
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto`: readable on a terminal, JSON elsewhere."

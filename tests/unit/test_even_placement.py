@@ -97,3 +97,16 @@ def test_the_assignor_evens_the_topic_and_its_changelog_alike() -> None:
         assert set(one.actives[CHECKPOINTS_TOPIC]) == expected[name]
         assert one.actives[changelog] == one.actives[CHECKPOINTS_TOPIC]
         assert one.actives["another"] == [99]
+
+
+def test_what_is_even_enough_is_left_alone() -> None:
+    """Within a fifth of the mean nobody's table has to move."""
+    before = shared(3, 1)
+    weights = Counter(dict.fromkeys(range(PARTITIONS), 2))
+    weights[min(before["w0"])] += 3
+    assert loads(before, weights) == [19, 16, 16]
+    assert evened(before, weights) == before
+    weights[max(before["w0"])] += 3
+    weights[min(before["w1"])] -= 1
+    assert loads(before, weights) == [22, 15, 16]
+    assert evened(before, weights) != before
