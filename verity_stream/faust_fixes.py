@@ -39,6 +39,9 @@ PINNED: Mapping[str, str] = {
 # A SIGTERM ends the process within this, whatever hangs: longer, and the orchestrator kills us.
 STOP_SECONDS_MAX = 9.0
 
+FETCH_WAIT_MS = 200
+"""A fetch that finds nothing is answered after this."""
+
 EXIT_UNAVAILABLE = 1
 EXIT_MISCONFIGURED = 2
 
@@ -103,6 +106,9 @@ class CommittedReaderThread(AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         # Read when the consumer starts, which is after this.
         consumer._isolation_level = "read_committed"
+        # Faust waits 1,500 ms (drivers/aiokafka.py:615). A broker answers one request of a
+        # connection after the other, so whatever a rebalance asks for waits behind a fetch.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
 

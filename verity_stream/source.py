@@ -107,7 +107,7 @@ def earlier(at: datetime, by: timedelta) -> datetime:
 def json_bytes_of(thing: Any) -> int:
     """How many bytes a thing takes as JSON; never raises.
 
-    Measured, not estimated: orjson writes an event of 500 bytes in 0.3 µs, where looking at its
+    Measured, not estimated: orjson writes an event of 500 bytes in 0.4 µs, where looking at its
     fields in Python takes longer.
     """
     try:

@@ -28,12 +28,13 @@ class FabricSource(FakedSource):
     def __init__(self, fake: FabricFake, url: str) -> None:
         super().__init__(fake)
         self._url = url
-        self._tenant_id = str(uuid.uuid4())
 
     def connector(self) -> FabricConnector:
         table = {
             "connector_id": "fabric-1",
-            "tenant_id": self._tenant_id,
+            # Each its own: a law makes many connectors, and one tenant's would share the budget of
+            # 30 scans an hour until the last of them is collected as garbage.
+            "tenant_id": str(uuid.uuid4()),
             "client_id": CLIENT_ID,
             "client_secret": CLIENT_SECRET,
             "login_url": f"{self._url}/login",

@@ -141,7 +141,8 @@ async def test_what_the_access_rules_refuse_is_denied_until_it_is_granted(
         )
         assert result.returncode == 0, result.stdout + result.stderr
 
-    with bench_on(stack, tmp_path) as bench:
+    # Slow: changing the rules takes a JVM some seconds, and then there must be pages left.
+    with bench_on(stack, tmp_path, page_seconds=0.7) as bench:
         bench.environment.update(
             VERITY_KAFKA__BOOTSTRAP_SERVERS=f"localhost:{sasl_port}",
             VERITY_KAFKA__SECURITY_PROTOCOL="SASL_PLAINTEXT",

@@ -24,8 +24,7 @@ pytestmark = pytest.mark.stack
 
 PAYLOAD_BYTES = 100_000
 PEAK_BYTES_MAX = 200 * 1024 * 1024
-"""Measured: 121 MB, of which 75 are the worker itself. Without the bound a page is 200 MB,
-held several times: as objects, read ahead, as batches."""
+"""Measured: 121 MB. Without the bound a page is 200 MB, held several times."""
 
 
 def peak_rss_bytes(worker: Worker) -> int:

@@ -3,16 +3,28 @@
 With pytest, one line in the project's top `conftest.py` prints the table:
 
     from verity_sdk.testing.report import pytest_terminal_summary  # noqa: F401
+
+With pytest-xdist the other two hooks, `pytest_sessionfinish` and `pytest_testnodedown`, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["OUTCOMES", "Outcome", "Verdict", "pytest_terminal_summary", "table"]
+import pytest
+
+__all__ = [
+    "OUTCOMES",
+    "Outcome",
+    "Verdict",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+    "table",
+]
 
 
 class Verdict(StrEnum):
@@ -80,6 +92,19 @@ def table(outcomes: Iterable[Outcome]) -> str:
             row.append(f"{cells.get((label, name), ''):>{width}}")
         lines.append(" ".join(row))
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    """Pytest's hook, in a process of pytest-xdist: hand over what came of the laws here."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["verity_laws"] = [asdict(one) for one in OUTCOMES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Hook of pytest-xdist, in the process that prints: take it over."""
+    sent = getattr(node, "workeroutput", {}).get("verity_laws", ())
+    OUTCOMES.extend(Outcome(**{**one, "verdict": Verdict(one["verdict"])}) for one in sent)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
