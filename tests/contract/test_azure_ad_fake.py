@@ -24,7 +24,7 @@ from fakes.world import World
 from jsonschema import Draft202012Validator
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-CSDL = Path("/work/shared/specs/graph-v1.0-Prod.csdl")
+CSDL = Path(__file__).resolve().parents[3] / "shared/specs/graph-v1.0-Prod.csdl"
 EDM = "{http://docs.oasis-open.org/odata/ns/edm}"
 BASE = "http://graph.test"
 

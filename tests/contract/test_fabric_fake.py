@@ -19,7 +19,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
-SPECS = Path("/work/shared/specs")
+SPECS = Path(__file__).resolve().parents[3] / "shared/specs"
 EVENTS = "/powerbi/v1.0/myorg/admin/activityevents"
 WORKSPACES = "/powerbi/v1.0/myorg/admin/workspaces"
 ADMIN = "/fabric/v1/admin"

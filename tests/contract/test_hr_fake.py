@@ -32,7 +32,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 from scim2_models import EnterpriseUser, Group, ListResponse, User
 
-SPECIFICATION = Path("/work/shared/specs/bamboohr-public.yaml")
+SPECIFICATION = Path(__file__).resolve().parents[3] / "shared/specs/bamboohr-public.yaml"
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SINCE = "2026-11-20T00:00:00Z"
 validated: Counter[str] = Counter()
