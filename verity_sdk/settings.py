@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+from verity_sdk.errors import Misconfigured
+
+M = TypeVar("M", bound=BaseModel)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SECONDS_MAX = 1000 * 365.25 * 86400
@@ -40,3 +45,24 @@ def _seconds(value: float) -> timedelta:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 """A `timedelta` that is written as seconds or as a string with a unit."""
+
+
+def validated(model: type[M], config: Any) -> M:
+    """A connector's settings: as they are, or validated from a mapping.
+
+    Raises:
+        Misconfigured: The mapping is not valid; the message names each setting at fault, and never
+            its value, which may be a secret.
+    """
+    if isinstance(config, model):
+        return config
+    if not isinstance(config, Mapping):
+        raise Misconfigured("the settings are no table")
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False, include_context=False)
+        )
+        raise Misconfigured(faults) from None

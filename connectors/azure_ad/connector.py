@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
-from pydantic import ValidationError
-
 from connectors.azure_ad.graph import Graph, LicenceMissing, Listing, QueryRefused, Vanished
 from connectors.azure_ad.permissions import (
     CONCURRENT_MAX,
@@ -34,9 +32,10 @@ from connectors.azure_ad.streams import (
     is_past_retention,
 )
 from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_credential
-from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
+from verity_sdk.errors import Denied, Malformed, Unavailable
 from verity_sdk.http import Authorizer, HttpClient, shared_budget
 from verity_sdk.pages import Gap, Page, PagedConnector, Position
+from verity_sdk.settings import validated
 from verity_sdk.times import format_utc, parse_utc
 from verity_sdk.windows import (
     CURSOR_VERSION,
@@ -107,7 +106,7 @@ class AzureAdConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -426,22 +425,6 @@ class _Connection:
             await client.close()
         if self.azure is not None:
             await self.azure.close()
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold the secret.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None
 
 
 def _host(url: str) -> str:

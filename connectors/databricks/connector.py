@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
-
-from pydantic import ValidationError
 
 from connectors.databricks.api import RestApi
 from connectors.databricks.permissions import CATALOG_API, read_permissions
@@ -30,6 +28,7 @@ from verity_sdk.pages import (
     SnapshotScope,
 )
 from verity_sdk.references.databricks import Place
+from verity_sdk.settings import validated
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 AUDIT_STREAM = "audit"
@@ -61,7 +60,7 @@ class DatabricksConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -225,22 +224,6 @@ class DatabricksConnector(PagedConnector):
 
     async def _wait(self, seconds: float) -> None:
         await self._sleep(seconds)
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold a secret.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None
 
 
 def _authority(url: str) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, cast
-
-from pydantic import ValidationError
 
 from connectors.fabric import groups, settings
 from connectors.fabric.activity import STREAM, ActivityEvents
@@ -20,8 +18,9 @@ from connectors.fabric.scanner import Row, Scanner
 from connectors.fabric.settings import PLATFORM, Settings
 from connectors.fabric.silence import Silence, SilenceWatch
 from verity_sdk.connector_base import PermissionSnapshot
-from verity_sdk.errors import Malformed, Misconfigured
+from verity_sdk.errors import Malformed
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
+from verity_sdk.settings import validated
 from verity_sdk.times import parse_utc
 from verity_sdk.windows import WindowedStream, WindowPolicy, windowed_pages
 
@@ -59,7 +58,7 @@ class FabricConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -181,22 +180,6 @@ def _silence_text(quiet: Silence) -> str:
         f"hours from {quiet.from_at:%Y-%m-%dT%H:%M:%SZ} to {quiet.to_at:%Y-%m-%dT%H:%M:%SZ}: if "
         "people worked, Power BI's activity log is not delivering"
     )
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold a secret.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None
 
 
 __all__ = ["FabricConnector", "Row"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, cast
-
-from pydantic import ValidationError
 
 from connectors.hr.bamboohr import BambooHrSource
 from connectors.hr.changes import learn, observe
@@ -38,6 +36,7 @@ from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Misconfigured
 from verity_sdk.http import Authorizer, HttpClient
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
+from verity_sdk.settings import validated
 
 LARGE_CURSOR_BYTES: Final = 64 * 1024
 QUIET_EVERY: Final = timedelta(minutes=10)
@@ -69,7 +68,7 @@ class HrConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -223,19 +222,3 @@ def _derive(reading: Reading, known: Known, place: Place) -> list[RawEvent]:
         learn(one, known)
     events = (observe(one, known, place.began_at) for one in reading.observations)
     return [event for event in events if event is not None]
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold a secret.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None

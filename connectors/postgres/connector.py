@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar, cast
-
-from pydantic import ValidationError
 
 from connectors.postgres.files import place_of
 from connectors.postgres.log_analytics import LogAnalyticsLog
@@ -22,6 +20,7 @@ from connectors.postgres.tail import LogReader, Portion, Tail, complete_through
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
+from verity_sdk.settings import validated
 
 
 class PostgresConnector(PagedConnector):
@@ -47,7 +46,7 @@ class PostgresConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._server = Server(self.settings)
         self._facts: Facts | None = None
@@ -172,22 +171,6 @@ class PostgresConnector(PagedConnector):
             own=own,
             redact_passwords=settings.redact_passwords,
         )
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold a password.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None
 
 
 def _zone(name: str) -> tzinfo | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, cast
-
-from pydantic import ValidationError
 
 from connectors.synapse.api import Api
 from connectors.synapse.grants import azure_grant, deny_grants, role_names, synapse_grant
@@ -20,6 +18,7 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.log_analytics import IngestedRows, in_time_of_events
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
+from verity_sdk.settings import validated
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 ROWS_STREAM = "log_analytics"
@@ -62,7 +61,7 @@ class SynapseConnector(PagedConnector):
         Raises:
             Misconfigured: The mapping is not valid; the message names each setting at fault.
         """
-        self.settings = _settings(config)
+        self.settings = validated(Settings, config)
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] | None = None
@@ -285,19 +284,3 @@ def _raise_all(errors: Sequence[BaseException]) -> None:
         raise errors[0]
     kind = Misconfigured if any(isinstance(error, Misconfigured) for error in errors) else Denied
     raise kind("; ".join(dict.fromkeys(map(str, errors)))) from errors[0]
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        # The input stays out: it may hold a secret.
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None
