@@ -11,7 +11,7 @@ from typing import Any
 
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
-from verity_stream.records import EventEncoder, Origin
+from verity_stream.records import EventEncoder
 
 EVENT_BYTES = 500
 PRINCIPALS = 500
@@ -37,13 +37,12 @@ class Workload:
         """`count` events whose records' values are `EVENT_BYTES` long."""
         platform = _platform(0)
         events = [_event(platform, number) for number in range(count)]
-        encoder = EventEncoder(Origin("bench", platform, "-"), "principal_ref", RECORD_BYTES_MAX)
+        encoder = EventEncoder("bench", "principal_ref", RECORD_BYTES_MAX)
         records = []
         for event in events:
-            _, key, value, _ = encoder.encode(event)
-            assert key is not None
-            assert len(value) == EVENT_BYTES, f"an event is {len(value)} bytes"
-            records.append((key, value))
+            encoded = encoder.encode(event)
+            assert len(encoded.value) == EVENT_BYTES, f"an event is {len(encoded.value)} bytes"
+            records.append((encoded.key, encoded.value))
         return cls(events, records)
 
     def first(self, count: int) -> Workload:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from verity_sdk.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+B = TypeVar("B")
+Item = TypeVar("Item", contravariant=True)
 
 ABANDON_SECONDS = 3.0
 """How long a source may take to react to its cancellation before it is left behind."""
 
 
+TURN = 250
+"""After so many items, less than a millisecond's work, other tasks have their turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a stream is cut into lists.
+    """How a stream is cut into pieces.
 
     Attributes:
-        events_max: A list is full at this weight.
-        wait: A list that is not full goes out after this.
+        events_max: A piece is full at this number.
+        wait: A piece that is not full goes out after this.
         fetch_timeout: The longest the source may be silent; None for ever.
     """
 
@@ -35,33 +42,75 @@ class Limits:
     fetch_timeout: timedelta | None = None
 
 
-async def chunked(
-    items: AsyncIterator[T], weigh: Callable[[T], float], limits: Limits
-) -> AsyncIterator[tuple[list[T], bool]]:
-    """Gather items into lists; the flag says that the source ended with this one.
+class Basket(Protocol[Item]):
+    """What items are gathered into.
 
-    The source is read ahead by at most one list. If it raises, what it yielded before comes
-    out first.
+    Attributes:
+        is_empty: Whether nothing was added yet.
+        is_full: Whether it has to go out before something else is added.
+    """
+
+    is_empty: bool
+    is_full: bool
+
+    def add(self, item: Item, /) -> Awaitable[None] | None:
+        """Take an item in; what has to be awaited for it is returned."""
+
+
+class _List(Generic[T]):
+    def __init__(self, count_max: int) -> None:
+        self.items: list[T] = []
+        self._count_max = count_max
+        self.is_empty, self.is_full = True, False
+
+    def add(self, item: T, /) -> None:
+        self.items.append(item)
+        self.is_empty = False
+        self.is_full = len(self.items) >= self._count_max
+
+
+async def chunked(items: AsyncIterator[T], limits: Limits) -> AsyncIterator[tuple[list[T], bool]]:
+    """Gather items into lists; see `filled`."""
+    lists: AsyncIterator[tuple[_List[T], bool]] = filled(
+        items, lambda: _List(limits.events_max), limits
+    )
+    async with closing(lists):
+        async for one, is_last in lists:
+            yield one.items, is_last
+
+
+async def filled(
+    items: AsyncIterator[T], new: Callable[[], B], limits: Limits
+) -> AsyncIterator[tuple[B, bool]]:
+    """Gather items into baskets; the flag says that the source ended with this one.
+
+    The source is read ahead by at most one basket. If it raises, or if adding an item does, what
+    was added before comes out first.
 
     Raises:
         Unavailable: It yielded nothing for `fetch_timeout`.
     """
-    gathered: list[T] = []
-    weight = 0.0
+    basket: Any = new()  # A Basket[T] that is a B, which the type system has no word for.
     has_some, is_full, has_room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    adding = asyncio.Lock()
 
     async def gather() -> None:
-        nonlocal weight
+        count = 0
         try:
             async with closing(items):
                 async for item in items:
-                    gathered.append(item)
-                    weight += weigh(item)
+                    waiting = basket.add(item)
+                    if waiting is not None:
+                        async with adding:
+                            await waiting
                     has_some.set()
-                    if weight >= limits.events_max:
+                    if basket.is_full:
                         is_full.set()
                         has_room.clear()
                         await has_room.wait()
+                    count += 1
+                    if count % TURN == 0:
+                        await asyncio.sleep(0)
         except BaseException as error:
             if isinstance(error, Exception | asyncio.CancelledError | GeneratorExit):
                 raise
@@ -85,8 +134,9 @@ async def chunked(
                 async with asyncio.timeout(limits.wait.total_seconds()):
                     await is_full.wait()
             except TimeoutError:
-                pass  # A page need not be full.
-            chunk, gathered, weight = gathered, [], 0.0
+                pass  # A basket need not be full.
+            async with adding:  # It holds the last item as a whole.
+                done, basket = basket, new()
             # The task is done, or about to be: both events stay set for good.
             has_ended = gathering.done()
             if not has_ended:
@@ -94,8 +144,8 @@ async def chunked(
                 is_full.clear()
                 has_room.set()
             error = _error_of(gathering) if has_ended else None
-            if chunk or (has_ended and error is None):
-                yield chunk, has_ended and error is None
+            if not done.is_empty or (has_ended and error is None):
+                yield done, has_ended and error is None
             if error is not None:
                 raise error
             if has_ended:
@@ -157,18 +207,16 @@ class Watermark:
         Where they break the order, it stays where it was before them: what is out of order may
         have older company yet to come.
         """
-        before = self.rests_at
-        for at in times:
-            if self._newest is None:
-                self._newest = at
-            elif at > self._newest:
-                if self.is_ascending:
-                    self.rests_at = max(self.rests_at, self._newest)
-                self._newest = at
-            elif at < self._newest:
-                self.is_ascending = False
-        if not self.is_ascending:
-            self.rests_at = before
+        if not times:
+            return
+        passed = list(times) if self._newest is None else [self._newest, *times]
+        ascending = sorted(passed)
+        if ascending != passed:
+            self.is_ascending = False
+        self._newest = ascending[-1]
+        left_behind = bisect_left(ascending, self._newest)
+        if self.is_ascending and left_behind:
+            self.rests_at = max(self.rests_at, ascending[left_behind - 1])
 
     def finish(self) -> None:
         """The pass ended normally: everything up to the newest is out."""

@@ -193,7 +193,7 @@ class BaseConnector(ABC):
         if inspect.isawaitable(stream):
             stream = await stream
         one_pass = _Pass(self, since)
-        chunks = chunked(stream, lambda _: 1, RUN_LIMITS)
+        chunks = chunked(stream, RUN_LIMITS)
         async with closing(chunks):
             try:
                 async for events, is_last in chunks:

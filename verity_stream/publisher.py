@@ -18,19 +18,21 @@ the records may be visible.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from verity_common.kafka import KafkaSettings, abandon
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_stream.failpoints import passing
-from verity_stream.records import Offsets, Record
+from verity_stream.records import Headers, Offsets, Record
 
 logger = structlog.get_logger(__name__)
 
@@ -44,17 +46,26 @@ CLOSE_SECONDS = 5.0
 KEYS_CACHED_MAX = 65_536
 
 
+class OutgoingPage(Protocol):
+    """Records that are published together."""
+
+    record_count: int
+
+    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+        """Add a record of a topic that was opened."""
+
+
 class Publisher(Protocol):
     """What a relay needs; see the module's contract."""
 
     async def start(self) -> None:
         """Connect and fence; raises one of the five errors."""
 
-    async def prepare(self, records: Iterable[Record], page: Any = None) -> Any:
-        """Add records to a page (None: a new one) that is published later, by this publisher.
+    def new_page(self) -> OutgoingPage:
+        """A page to fill; nothing is sent, and the page before may be on its way meanwhile."""
 
-        Nothing is sent. The page before may be on its way meanwhile.
-        """
+    async def open_topic(self, topic: str) -> None:
+        """Learn what there is to know of a topic that exists, so that records can be added."""
 
     async def publish(
         self,
@@ -65,7 +76,7 @@ class Publisher(Protocol):
         """Publish a page and then, with the offsets it took, the record that seals it.
 
         Args:
-            page: What `prepare` returned, or records.
+            page: One of `new_page` that was filled, or records.
             seal: Makes the last record.
             sealed_in: That record's topic and key, where they are known: its partition then joins
                 the transaction together with the others, which saves a round trip.
@@ -107,12 +118,56 @@ def as_verity_error(error: BaseException) -> VerityError:
     return Unavailable(f"Kafka: {what}")
 
 
-class Batches:
-    """A page of records as Kafka's batches, to be sent by the producer that made them."""
+@dataclass(slots=True)
+class _Place:
+    """What a page has for one partition: the batch that is being filled, and those before it."""
 
-    def __init__(self) -> None:
-        self.full: list[tuple[str, int, Any]] = []
-        self.open: dict[tuple[str, int], Any] = {}
+    topic: str
+    partition: int
+    batch: BatchBuilder
+    full: list[BatchBuilder] = field(default_factory=list)
+
+
+class Batches:
+    """A page of records as Kafka's batches.
+
+    Args:
+        producer: Makes the batches and sends them.
+        partition_of: The partition of a topic and key.
+    """
+
+    def __init__(
+        self, producer: AIOKafkaProducer, partition_of: Callable[[str, bytes | None], int]
+    ) -> None:
+        self.record_count = 0
+        self._producer = producer
+        self._partition_of = partition_of
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._place_of: dict[tuple[str, bytes | None], _Place] = {}
+
+    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+        """Add a record to its partition's batch."""
+        place = self._place_of.get((topic, key)) or self._new_place(topic, key)
+        if place.batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            place.full.append(place.batch)
+            place.batch = self._producer.create_batch()
+            # A new batch takes its first record whatever its size.
+            place.batch.append(timestamp=None, key=key, value=value, headers=headers)
+        self.record_count += 1
+
+    def _new_place(self, topic: str, key: bytes | None) -> _Place:
+        partition = self._partition_of(topic, key)
+        place = self._places.get((topic, partition))
+        if place is None:
+            place = _Place(topic, partition, self._producer.create_batch())
+            self._places[topic, partition] = place
+        self._place_of[topic, key] = place
+        return place
+
+    def __iter__(self) -> Iterator[tuple[str, int, BatchBuilder]]:
+        for place in self._places.values():
+            for batch in (*place.full, place.batch):
+                yield place.topic, place.partition, batch
 
 
 class KafkaPublisher:
@@ -164,27 +219,21 @@ class KafkaPublisher:
         except (kafka_errors.KafkaError, ValueError) as error:
             raise as_verity_error(error) from error
 
-    async def prepare(self, records: Iterable[Record], page: Any = None) -> Batches:
-        """Add records to a page's batches; see the protocol.
+    def new_page(self) -> Batches:
+        """An empty page; see the protocol."""
+        return Batches(self._started, self._partition)
+
+    async def open_topic(self, topic: str) -> None:
+        """Learn how many partitions a topic has.
 
         Raises:
-            Unavailable: The broker does not tell a new topic's partitions in time.
+            Unavailable: The broker does not say so in time.
         """
-        batches = Batches() if page is None else cast(Batches, page)
-        producer, places, being_filled = self._started, self._partitions, batches.open
-        for topic, key, value, headers in records:
-            partition = places.get((topic, key))
-            if partition is None:
-                partition = await self._partition(producer, topic, key)
-            batch = being_filled.get((topic, partition))
-            if batch is None:
-                batch = being_filled[topic, partition] = producer.create_batch()
-            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                batches.full.append((topic, partition, batch))
-                batch = being_filled[topic, partition] = producer.create_batch()
-                # A new batch takes its first record whatever its size.
-                batch.append(timestamp=None, key=key, value=value, headers=headers)
-        return batches
+        if topic not in self._partition_counts:
+            try:
+                self._partition_counts[topic] = len(await self._started.partitions_for(topic))
+            except kafka_errors.KafkaError as error:
+                raise as_verity_error(error) from error
 
     async def publish(
         self,
@@ -213,9 +262,9 @@ class KafkaPublisher:
         if self._is_transactional:
             await producer.begin_transaction()
             if sealed_in is not None:
-                partition = await self._partition(producer, *sealed_in)
+                await self.open_topic(sealed_in[0])
                 producer._txn_manager.maybe_add_partition_to_txn(
-                    TopicPartition(sealed_in[0], partition)
+                    TopicPartition(sealed_in[0], self._partition(*sealed_in))
                 )
         passing("after_begin")
         offsets = await self._send(producer, page)
@@ -238,8 +287,11 @@ class KafkaPublisher:
     async def _send(self, producer: AIOKafkaProducer, page: Batches | Iterable[Record]) -> Offsets:
         """Send a page's batches and await every acknowledgement."""
         if not isinstance(page, Batches):
-            page = await self.prepare(page)
-        batches = [*page.full, *((*place, batch) for place, batch in page.open.items())]
+            records, page = page, self.new_page()
+            for record in records:
+                await self.open_topic(record.topic)
+                page.add(*record)
+        batches = list(page)
         futures: list[asyncio.Future[Any]] = []
         for topic, partition, batch in batches:
             batch.close()
@@ -257,15 +309,14 @@ class KafkaPublisher:
             taken[partition] = (first, last)
         return offsets
 
-    async def _partition(self, producer: AIOKafkaProducer, topic: str, key: bytes | None) -> int:
+    def _partition(self, topic: str, key: bytes | None) -> int:
         """The partition of a key, as Kafka's default partitioner has it; remembered, bounded."""
         known = self._partitions.get((topic, key))
         if known is not None:
             return known
-        count = self._partition_counts.get(topic)
-        if count is None:
-            count = self._partition_counts[topic] = len(await producer.partitions_for(topic))
-        partition = 0 if key is None else (murmur2(key) & 0x7FFFFFFF) % count
+        partition = 0
+        if key is not None:
+            partition = (murmur2(key) & 0x7FFFFFFF) % self._partition_counts[topic]
         if len(self._partitions) >= KEYS_CACHED_MAX:
             self._partitions.clear()
         self._partitions[topic, key] = partition

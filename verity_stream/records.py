@@ -18,12 +18,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
+import structlog
 
 from verity_common.kafka import json_bytes
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
@@ -31,6 +33,8 @@ from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_stream.settings import is_valid_name
+
+logger = structlog.get_logger(__name__)
 
 CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
 GAPS_TOPIC = "verity.connector.gaps"
@@ -81,76 +85,89 @@ class Origin:
         ]
 
 
-KEY_FIELDS: Mapping[str, Callable[[RawEvent], str]] = {
-    "principal_ref": lambda event: event.principal_ref,
-    "asset_ref": lambda event: event.asset_ref,
-    "event_id": lambda event: event.event_id,
-}
+class EncodedEvent(NamedTuple):
+    """An event as it goes to Kafka, but for the headers that its whole page shares.
+
+    Attributes:
+        event_id: The source's id, as text.
+        occurred_at: Aware UTC.
+    """
+
+    event_id: str
+    occurred_at: datetime
+    topic: str
+    key: bytes
+    value: bytes
 
 
 class EventEncoder:
-    """Encodes the events of one page.
+    """Checks and encodes whatever a connector yields as events.
 
     Args:
-        origin: Whose page it is.
-        partition_by: The field whose value is the record's key.
+        connector_id: Whose events they are.
+        partition_by: The field whose value is the record's key: `principal_ref`, `asset_ref` or
+            `event_id`.
         record_bytes_max: The longest record the broker takes.
     """
 
-    def __init__(self, origin: Origin, partition_by: str, record_bytes_max: int) -> None:
-        self._headers = origin.headers("raw_event/1")
-        self._topics: dict[str, str] = {}
-        self._key_of = KEY_FIELDS[partition_by]
+    def __init__(self, connector_id: str, partition_by: str, record_bytes_max: int) -> None:
+        self._connector_id = connector_id
+        self._key_of = attrgetter(partition_by)
         self._record_bytes_max = record_bytes_max
+        self._topics: dict[str, str] = {}
+        self._has_warned = False
 
-    def encode(self, event: RawEvent) -> Record:
+    def encode(self, event: Any) -> EncodedEvent:
         """Encode one event.
 
         Raises:
-            Malformed: The event can't be published as it is; it belongs to the dead letters.
+            Malformed: It is no event, or can't be published as it is; it belongs to the dead
+                letters.
         """
-        platform, event_id = event.platform, event.event_id
-        topic = self._topic(platform)
+        if not isinstance(event, RawEvent):
+            raise Malformed(f"the connector yielded a {type(event).__name__}, not a RawEvent")
+        platform, event_id, at = event.platform, event.event_id, event.occurred_at
+        if event_id is None or event_id == "":
+            raise Malformed("the event has no event_id")
+        if not (isinstance(at, datetime) and at.tzinfo is UTC):
+            at = self._utc(at)
+        # A list of fields rather than orjson's own dataclass support, which leaves out
+        # microseconds of 0 and cannot write naive times as UTC.
+        body = {
+            "platform": platform,
+            "event_id": event_id,
+            # orjson writes it as format_utc does, in a tenth of the time.
+            "occurred_at": at if at.microsecond else format_utc(at),
+            "principal_ref": event.principal_ref,
+            "asset_ref": event.asset_ref,
+            "operation": event.operation,
+            "raw_payload": event.raw_payload,
+        }
         try:
-            at = as_utc(event.occurred_at)
-            # A list of fields rather than orjson's own dataclass support, which leaves out
-            # microseconds of 0 and cannot write naive times as UTC.
-            body = {
-                "platform": platform,
-                "event_id": event_id,
-                # orjson writes it as format_utc does, in a tenth of the time.
-                "occurred_at": at if at.microsecond else format_utc(at),
-                "principal_ref": event.principal_ref,
-                "asset_ref": event.asset_ref,
-                "operation": event.operation,
-                "raw_payload": event.raw_payload,
-            }
             try:
                 value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
             except TypeError:
                 body["occurred_at"] = format_utc(at)
                 value = _dumps(body)
             key = str(self._key_of(event)).encode()
-            identity = str(event_id).encode()
+            identity = str(event_id)
+            size = len(value) + len(key) + len(identity.encode())
         except (TypeError, ValueError, RecursionError) as error:
             raise Malformed(f"the event can't be written as JSON: {error}") from error
-        size = len(value) + len(key) + len(identity)
         if size > self._record_bytes_max:
             raise Malformed(
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
-        return Record(topic, key, value, [("event_id", identity), *self._headers])
+        return EncodedEvent(identity, at, self._topic(platform), key, value)
 
-    def topics(self, events: Iterable[RawEvent]) -> set[str]:
-        """The topics that these events go to; those that have none are left to `encode`."""
-        topics = set()
-        for platform in {str(event.platform) for event in events}:
-            try:
-                topics.add(self._topic(platform))
-            except Malformed:
-                pass  # Said of each of its events when it is encoded.
-        return topics
+    def _utc(self, at: Any) -> datetime:
+        """A time that is not UTC yet; naive ones are warned of once."""
+        utc = as_utc(at)
+        if at.tzinfo is None and not self._has_warned:
+            self._has_warned = True
+            logger.warning("source.naive_time", connector_id=self._connector_id, taken_as="UTC")
+        return utc
 
     def _topic(self, platform: Any) -> str:
         try:
@@ -178,10 +195,11 @@ def _dumps(body: dict[str, Any]) -> bytes:
 class DeadLetter(NamedTuple):
     """What could not be published, whole, in one record or in parts.
 
-    `dead_id` is the same whenever the same thing turns up again, so that it is one dead letter.
+    `ids` are the same whenever the same thing turns up again, so that it is one dead letter: its
+    own, and the event's as its header has it.
     """
 
-    dead_id: str
+    ids: tuple[str, ...]
     records: list[Record]
 
 
@@ -228,9 +246,11 @@ def _dead_letter(
     digest = hashlib.sha256(data).hexdigest()
     # Cleaned, so that it reads back from the header as it is, and is never too long for one.
     dead_id = f"{digest}:{clean(reference or '')}"
-    headers = [("dead_id", dead_id.encode()), *origin.headers("dead_letter/1")]
+    ids = {"dead_id": dead_id}
     if event_id is not None:
-        headers.insert(0, ("event_id", clean(event_id).encode()))
+        ids = {"event_id": clean(event_id), **ids}
+    headers = [(name, one.encode()) for name, one in ids.items()]
+    headers += origin.headers("dead_letter/1")
     parts = max(1, -(-len(data) // part_bytes))
     records = []
     for part in range(parts):
@@ -256,7 +276,7 @@ def _dead_letter(
             encoded = base64.b64encode(piece).decode()
             value = orjson.dumps({**body, "encoding": "base64", "data": encoded})
         records.append(Record(dead_topic(origin.platform), digest.encode(), value, headers))
-    return DeadLetter(dead_id, records)
+    return DeadLetter(tuple(ids.values()), records)
 
 
 def _utf8(text: str) -> bytes:

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import structlog
 
-from verity_sdk.connector_base import RawEvent
-from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
-from verity_sdk.times import as_utc, format_utc
+from verity_sdk.errors import Fenced, Misconfigured, Unavailable
+from verity_sdk.times import format_utc
 from verity_stream.checkpoints import (
     CheckpointStore,
     Persisted,
@@ -35,22 +34,19 @@ from verity_stream.checkpoints import (
     after_loss,
     decide_start,
 )
+from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     Checkpoint,
-    DeadLetter,
     EventEncoder,
     Offsets,
     Origin,
     PageSummary,
     Record,
     checkpoint_record,
-    dead_event,
-    dead_record,
-    gap_record,
 )
 from verity_stream.seen import SeenWindow
 from verity_stream.settings import ConnectorSpec, StreamSettings
@@ -58,28 +54,6 @@ from verity_stream.source import Clock, RelayPage, Source, earlier
 from verity_stream.status import State, Status, utc_now
 
 logger = structlog.get_logger(__name__)
-
-
-SLICE_EVENTS = 250
-"""So many events are encoded at a time, a millisecond's work, while the page before is sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PreparedPage:
-    """A page as the publisher takes it, and what the seen window remembers of it.
-
-    Attributes:
-        batches: What the publisher prepared.
-        record_count: How many records those hold; the checkpoint's is not among them.
-    """
-
-    origin: Origin
-    batches: Any = ()
-    record_count: int = 0
-    ids: Sequence[str] = ()
-    newest_at: datetime
-    summary: PageSummary = field(default_factory=PageSummary)
-    lateness_seconds: Sequence[float] = ()
 
 
 class Relay:
@@ -119,6 +93,15 @@ class Relay:
         self._status = status
         self._clock = clock
         self._window = SeenWindow(settings.seen_window_ids)
+        record_bytes_max = settings.kafka.max_record_bytes
+        self._outlet = Outlet(
+            publisher,
+            self._window,
+            EventEncoder(spec.connector_id, spec.options.partition_by, record_bytes_max),
+            ensure_topics,
+            self._origin,
+            record_bytes_max,
+        )
         self._checkpoint: Checkpoint | None = None
         self._is_halted = False
         self._has_caught_up = False
@@ -271,57 +254,27 @@ class Relay:
             await self._adopt_edit(stored)
 
     async def _pull(self) -> bool:
-        """One pass: every page until caught up; False where the position was moved meanwhile.
-
-        While a page is on its way to Kafka and Postgres, the next one is fetched and encoded.
-        """
-        pages = cast("Any", self._source.pages(self.checkpoint))
+        """One pass: every page until caught up; False where the position was moved meanwhile."""
+        pages = cast("Any", self._source.pages(self.checkpoint, partial(Draft, self._outlet)))
+        is_edited = False
         async with aclosing(pages):
-            preparing = asyncio.create_task(self._prepare_next(pages))
-            is_edited = False
-            try:
-                while not self._is_halted and not is_edited:
-                    found = await self._interruptible(self._prepared(preparing))
-                    if found is None:
-                        return True
-                    preparing = asyncio.create_task(self._prepare_next(pages))
-                    is_edited = not self._is_halted and not await self._relay(*found)
-            finally:
-                preparing.cancel()
-                await asyncio.wait({preparing})
-                if not preparing.cancelled():
-                    preparing.exception()  # Seen: its page is not published by this pass.
+            while not self._is_halted and not is_edited:
+                passing("before_fetch")
+                try:
+                    page = await self._interruptible(anext(pages))
+                except StopAsyncIteration:
+                    return True
+                passing("after_fetch")
+                is_edited = not self._is_halted and not await self._relay(page)
         if is_edited:
-            # Only now that no page is being prepared any more: what it claimed is forgotten, too.
+            # Only now that no page is being filled any more: what it claimed is forgotten, too.
             await self._adopt_edit(await self._load(self.checkpoint.epoch))
-        return not is_edited
+        return False
 
-    @staticmethod
-    async def _prepared(
-        preparing: asyncio.Task[tuple[RelayPage, _PreparedPage] | None],
-    ) -> tuple[RelayPage, _PreparedPage] | None:
-        try:
-            return await preparing
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise Unavailable("the source cancelled itself") from None
-
-    async def _prepare_next(self, pages: Any) -> tuple[RelayPage, _PreparedPage] | None:
-        """Fetch and encode the next page; None where there is none."""
-        passing("before_fetch")
-        try:
-            page = await anext(pages)
-        except StopAsyncIteration:
-            return None
-        passing("after_fetch")
-        return page, await self._prepare(page)
-
-    async def _relay(self, page: RelayPage, prepared: _PreparedPage) -> bool:
+    async def _relay(self, page: RelayPage) -> bool:
         """Publish and persist one page; False where an operator moved the position meanwhile."""
-        before = self.checkpoint
-        summary = prepared.summary
+        before, draft = self.checkpoint, page.draft
+        summary = await draft.finish()
         after = replace(
             before,
             version=before.version + 1,
@@ -335,9 +288,9 @@ class Relay:
             before.complete_through,
         )
         self._status.repeat_count += summary.repeat_count
-        if not prepared.record_count and not is_moved:
+        if not draft.page.record_count and not is_moved:
             return True
-        after = await self._publish(prepared, after)
+        after = await self._publish(draft, summary, after)
         passing("before_persist")
         # The order is the guarantee: only what is committed may be persisted.
         outcome = await self._store.persist(after, expected_version=before.version)
@@ -345,8 +298,7 @@ class Relay:
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector; it knows of this page")
         self._hold(after)
-        self._count(summary, page)
-        self._status.lateness.observe(prepared.lateness_seconds)
+        self._count(summary, draft)
         self._log.debug(
             "relay.page",
             version=after.version,
@@ -361,71 +313,23 @@ class Relay:
     def _origin(self) -> Origin:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
 
-    async def _prepare(self, page: RelayPage) -> _PreparedPage:
-        """The page's records without its checkpoint, and what is to be remembered of them."""
-        origin, kafka = self._origin(), self._settings.kafka
-        part_bytes = kafka.max_record_bytes // 2  # base64 and the frame around it must fit too
-        encoder = EventEncoder(origin, self._spec.options.partition_by, kafka.max_record_bytes)
-        fresh = self._window.claim(page.events)
-        letters: list[DeadLetter] = []
-
-        def encoded(events: Sequence[RawEvent]) -> Iterator[Record]:
-            for event in events:
-                try:
-                    yield encoder.encode(event)
-                except Malformed as error:
-                    letters.append(dead_event(origin, event, str(error), part_bytes))
-
-        await self._ensure_topics({CHECKPOINTS_TOPIC, *encoder.topics(fresh)})
-        batches = await self._publisher.prepare(())
-        for start in range(0, len(fresh), SLICE_EVENTS):
-            await self._publisher.prepare(encoded(fresh[start : start + SLICE_EVENTS]), batches)
-            await asyncio.sleep(0)
-        event_count = len(fresh) - len(letters)
-        letters += [
-            dead_event(origin, thing, reason, part_bytes) for thing, reason in page.unpublishable
-        ]
-        letters += [dead_record(origin, rejected, part_bytes) for rejected in page.rejected]
-        letters = [letter for letter in letters if self._window.claim_id(letter.dead_id)]
-        others = [record for letter in letters for record in letter.records]
-        others += [gap_record(origin, gap) for gap in page.gaps]
-        await self._ensure_topics({record.topic for record in others})
-        await self._publisher.prepare(others, batches)
-        times = [as_utc(event.occurred_at) for event in fresh]
-        # What is older before the first catch-up is a backfill or a replay, and is not late.
-        now = self._clock() if self._has_caught_up else None
-        return _PreparedPage(
-            origin=origin,
-            batches=batches,
-            record_count=event_count + len(others),
-            ids=[*(str(event.event_id) for event in fresh), *(one.dead_id for one in letters)],
-            newest_at=max(times, default=page.last_ts),
-            lateness_seconds=[] if now is None else [(now - at).total_seconds() for at in times],
-            summary=PageSummary(
-                event_count=event_count,
-                repeat_count=len(page.events) - len(fresh),
-                dead_count=len(letters),
-                gap_count=len(page.gaps),
-            ),
-        )
-
-    async def _publish(self, prepared: _PreparedPage, after: Checkpoint) -> Checkpoint:
+    async def _publish(self, draft: Draft, summary: PageSummary, after: Checkpoint) -> Checkpoint:
         """One transaction: the records, and the checkpoint that says where they ended up."""
+        newest_at = max(draft.fresh_times, default=after.last_ts)
 
         def seal(offsets: Offsets) -> Record:
             nonlocal after
             places = {topic: taken for topic, taken in offsets.items() if topic != GAPS_TOPIC}
-            forgotten = self._window.remember(prepared.ids, prepared.newest_at, places)
-            self._report_forgotten(forgotten)
+            self._report_forgotten(self._window.remember(draft.ids, newest_at, places))
             self._window.forget_before(earlier(after.last_ts, self._spec.lookback))
             after = replace(after, seen=self._window.seen())
-            summary = replace(prepared.summary, offsets=offsets)
-            return checkpoint_record(prepared.origin, after, summary)
+            return checkpoint_record(draft.origin, after, replace(summary, offsets=offsets))
 
+        await self._outlet.open_topic(CHECKPOINTS_TOPIC)
         began = time.monotonic()
         try:
             await self._publisher.publish(
-                prepared.batches, seal, (CHECKPOINTS_TOPIC, after.connector_id.encode())
+                draft.page, seal, (CHECKPOINTS_TOPIC, after.connector_id.encode())
             )
             self._status.commit_seconds.observe([time.monotonic() - began])
         except Fenced as error:
@@ -436,10 +340,8 @@ class Relay:
 
     async def _publish_position(self, stored: Checkpoint) -> None:
         """Bring the topic up to a position that only Postgres has, as a page without events."""
-        await self._ensure_topics({CHECKPOINTS_TOPIC})
         after = replace(stored, version=stored.version + 1)
-        page = _PreparedPage(origin=self._origin(), newest_at=stored.last_ts)
-        after = await self._publish(page, after)
+        after = await self._publish(Draft(self._outlet, 1, 1), PageSummary(), after)
         outcome = await self._store.persist(after, expected_version=stored.version)
         if outcome is Persisted.FENCED:
             raise Fenced("a newer relay claimed the connector")
@@ -458,20 +360,23 @@ class Relay:
         self._has_caught_up = False
         await self._publish_position(edited)
 
-    def _count(self, summary: PageSummary, page: RelayPage) -> None:
+    def _count(self, summary: PageSummary, draft: Draft) -> None:
         status = self._status
         status.page_count += 1
         status.event_count += summary.event_count
         status.dead_count += summary.dead_count
         status.gap_count += summary.gap_count
         now = self._clock()
+        # What is older before the first catch-up is a backfill or a replay, and is not late.
+        if self._has_caught_up:
+            status.lateness.observe([(now - at).total_seconds() for at in draft.fresh_times])
         status.last_success_at = now
         if summary.event_count:
             status.last_event_at = now
         status.enter(State.RUNNING)
         if summary.dead_count:
             self._log.error("relay.dead_letters", count=summary.dead_count)
-        for gap in page.gaps:
+        for gap in draft.gaps:
             self._log.error("relay.gap", scope=gap.scope, reason=gap.reason)
 
     def _report_forgotten(self, count: int) -> None:

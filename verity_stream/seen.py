@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from verity_sdk.connector_base import RawEvent
 from verity_stream.records import Offsets, Seen
 
 PAGES_EXACT = 1000
@@ -56,27 +55,17 @@ class SeenWindow:
     def __contains__(self, identity: str) -> bool:
         return hash(identity) in self._hashes
 
-    def claim(self, events: Iterable[RawEvent]) -> list[RawEvent]:
-        """The events whose ids are neither in the window nor twice among these.
+    def claim(self, identity: str) -> bool:
+        """Whether an id was not known; it is from now on: the next page may be filled before
+        this one is out.
 
-        Their ids are known from now on: the next page may be claimed before this one is out. The
-        caller publishes and remembers them, or throws the window away.
+        The caller publishes and remembers what it claimed, or throws the window away.
         """
-        known = self._hashes
-        fresh = []
-        for event in events:
-            hashed = hash(str(event.event_id))
-            if hashed not in known:
-                known.add(hashed)
-                fresh.append(event)
-        return fresh
-
-    def claim_id(self, identity: str) -> bool:
-        """The same for one id: whether it was not known."""
         hashed = hash(identity)
-        is_fresh = hashed not in self._hashes
+        if hashed in self._hashes:
+            return False
         self._hashes.add(hashed)
-        return is_fresh
+        return True
 
     def remember(self, ids: Sequence[str], newest_at: datetime, offsets: Offsets) -> int:
         """Take in a published page; returns how many ids had to be forgotten early.

@@ -86,7 +86,7 @@ async def publish_snapshot(
         return snapshot_record(origin, result.snapshot_id, kind, {**about, **body})
 
     await publisher.publish([mark("start", {"started_at": origin.fetched_at})])
-    grants: Any = chunked(connector.snapshot_permissions(), lambda _: 1, limits)
+    grants: Any = chunked(connector.snapshot_permissions(), limits)
     async with aclosing(grants):
         while True:
             try:

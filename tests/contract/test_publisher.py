@@ -104,7 +104,8 @@ class CommitsWithoutAcknowledgements(KafkaPublisher):
             batch = producer.create_batch()
             batch.append(timestamp=None, key=key, value=value, headers=headers)
             batch.close()
-            partition = await self._partition(producer, topic, key)
+            await self.open_topic(topic)
+            partition = self._partition(topic, key)
             await producer.send_batch(batch, topic, partition=partition)
         return {}
 

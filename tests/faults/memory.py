@@ -15,10 +15,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiokafka.partitioner import murmur2
+from drafts import ListPage
 
 from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
 from verity_stream.checkpoints import ID_HEADERS, Persisted, Provenance
+from verity_stream.draft import Draft
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
@@ -26,7 +28,7 @@ from verity_stream.records import (
     Record,
     decode_checkpoint,
 )
-from verity_stream.source import RelayPage
+from verity_stream.source import NewDraft, RelayPage
 
 PARTITIONS = 3
 CONNECTOR = "memory-1"
@@ -165,16 +167,15 @@ class MemoryPublisher:
         async with self.script.effect("publisher.start"):
             self._generation = self.broker.fence(self.transactional_id)
 
-    async def prepare(
-        self, records: Iterable[Record], page: list[Record] | None = None
-    ) -> list[Record]:
-        page = [] if page is None else page
-        page.extend(records)
-        return page
+    def new_page(self) -> ListPage:
+        return ListPage()
+
+    async def open_topic(self, topic: str) -> None:
+        pass
 
     async def publish(
         self,
-        records: Iterable[Record],
+        page: ListPage,
         seal: Callable[[Offsets], Record] | None = None,
         sealed_in: tuple[str, bytes] | None = None,
     ) -> Offsets:
@@ -182,7 +183,7 @@ class MemoryPublisher:
         assert not self._is_spent, "spent: aiokafka's next transaction would fail"
         self._is_open = self._is_spent = True
         async with self.script.effect("append"):
-            offsets = self._append(records)
+            offsets = self._append(page.records)
         if seal is not None:
             async with self.script.effect("seal"):
                 self._append([seal(offsets)])
@@ -356,7 +357,7 @@ class CursorSource:
         self._page = page
         self._overlap = overlap
 
-    async def pages(self, checkpoint: Checkpoint) -> AsyncIterator[RelayPage]:
+    async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         events = self._platform.next_pass()
         if checkpoint.cursor is not None:
             start = int(checkpoint.cursor["next"])
@@ -368,10 +369,19 @@ class CursorSource:
             end = min(start + self._page, len(events))
             async with self._script.effect("fetch"):
                 newest = max(one.occurred_at for one in events[:end])
-            yield RelayPage(
-                events[max(0, start - self._overlap) : end], newest, cursor={"next": end}
-            )
+            draft = await draft_of(new_draft, events[max(0, start - self._overlap) : end])
+            yield RelayPage(draft, newest, cursor={"next": end})
             start = end
+
+
+async def draft_of(new_draft: NewDraft, events: Iterable[Any]) -> Draft:
+    """These events as a page."""
+    draft = new_draft(1000, 1_000_000)
+    for event in events:
+        waiting = draft.add(event)
+        if waiting is not None:
+            await waiting
+    return draft
 
 
 class PlainConnector(BaseConnector):

@@ -122,7 +122,7 @@ class Source:
         self.platform = bench.name
         self.topic = raw_topic(bench.name)
         self.origin = Origin(f"{bench.name}-c", bench.name, FETCHED_AT)
-        self._encoder = EventEncoder(self.origin, "principal_ref", 1_000_000)
+        self._encoder = EventEncoder(self.origin.connector_id, "principal_ref", 1_000_000)
 
     async def __aenter__(self) -> Source:
         names = [self.topic, dead_topic(self.platform), permissions_topic(self.platform)]
@@ -143,7 +143,11 @@ class Source:
         return publisher
 
     def record(self, event: RawEvent) -> Record:
-        return self._encoder.encode(replace(event, platform=self.platform))
+        event_id, _, topic, key, value = self._encoder.encode(
+            replace(event, platform=self.platform)
+        )
+        headers = [("event_id", event_id.encode()), *self.origin.headers("raw_event/1")]
+        return Record(topic, key, value, headers)
 
     async def publish(self, *events: RawEvent) -> list[RawEvent]:
         """One transaction; the events as they must arrive."""

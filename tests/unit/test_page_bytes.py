@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import structlog.testing
+from drafts import ListPage, new_draft
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_sdk import BaseConnector, Page, PagedConnector, RawEvent, RejectedRecord
 from verity_sdk.chunks import Limits, chunked
 from verity_sdk.errors import Unavailable
+from verity_stream.draft import json_bytes_of
 from verity_stream.records import Checkpoint
-from verity_stream.source import RelayPage, json_bytes_of, source_of
+from verity_stream.source import RelayPage, source_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CHECKPOINT = Checkpoint("acme-1", 3, 1, START, None, None)
@@ -64,44 +66,50 @@ async def pages_of(connector: BaseConnector) -> list[RelayPage]:
     source = source_of(
         connector, timedelta(0), Limits(EVENTS_MAX, LONG), lambda: START + LONG, PAGE_BYTES
     )
-    return [page async for page in source.pages(CHECKPOINT)]
+    return [page async for page in source.pages(CHECKPOINT, new_draft())]
 
 
-def size(page: RelayPage) -> int:
-    return sum(map(json_bytes_of, page.events))
+def sizes_of(page: RelayPage) -> list[int]:
+    """Of its events, as JSON."""
+    assert isinstance(page.draft.page, ListPage)
+    return [len(record.value) for record in page.draft.page.records]
 
 
 @given(st.lists(st.sampled_from([0, 100, 4000, 6000, 30_000, 250_000]), max_size=40))
 def test_a_page_is_full_at_so_many_events_or_so_many_bytes(sizes: list[int]) -> None:
     given_events = [event(*one) for one in enumerate(sizes)]
     pages = asyncio.run(pages_of(Plain(*given_events)))
-    assert [one for page in pages for one in page.events] == given_events
+    assert [one for page in pages for one in page.draft.ids] == [
+        one.event_id for one in given_events
+    ]
     for page in pages:
-        assert len(page.events) <= EVENTS_MAX
+        sizes = sizes_of(page)
+        assert len(sizes) <= EVENTS_MAX
         # Without its last event a page is below the bound.
-        assert sum(map(json_bytes_of, page.events[:-1])) < PAGE_BYTES
+        assert sum(sizes[:-1]) < PAGE_BYTES
     for page in pages[:-1]:
-        # And it is not cut for nothing: half full in one of the two, at the least.
-        assert len(page.events) >= EVENTS_MAX / 2 or size(page) >= PAGE_BYTES / 2
+        # And it is not cut for nothing.
+        assert len(sizes_of(page)) == EVENTS_MAX or sum(sizes_of(page)) >= PAGE_BYTES
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from([0, 3000, 20_000])), max_size=20))
 def test_small_pages_are_coalesced_up_to_the_bytes(given_pages: list[tuple[int, int]]) -> None:
     cursors = [
-        Page([event(number, payload) for _ in range(count)], {"next": number})
+        Page([event(10 * number + one, payload) for one in range(count)], {"next": number})
         for number, (count, payload) in enumerate(given_pages)
     ]
     pages = asyncio.run(pages_of(Paged(*cursors)))
-    assert sum(len(page.events) for page in pages) == sum(count for count, _ in given_pages)
-    largest = max((sum(map(json_bytes_of, page.events)) for page in cursors), default=0)
+    assert sum(len(page.draft.ids) for page in pages) == sum(count for count, _ in given_pages)
+    largest = max((count * (payload + 200) for count, payload in given_pages), default=0)
     for page in pages:
-        assert size(page) < PAGE_BYTES + largest
+        assert sum(sizes_of(page)) < PAGE_BYTES + largest
 
 
 def test_rejected_records_have_a_size_too() -> None:
     rejected = [RejectedRecord(b"x" * 60_000, "no JSON")]
     pages = asyncio.run(pages_of(Paged(*(Page([], {"n": n}, None, rejected) for n in range(4)))))
-    assert [len(page.rejected) for page in pages] == [2, 2]
+    assert [asyncio.run(page.draft.finish()).dead_count for page in pages] == [1, 0]
+    assert [page.cursor for page in pages] == [{"n": 1}, {"n": 3}]
 
 
 def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:
@@ -109,7 +117,7 @@ def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:
     whole = Page([event(number, 30_000) for number in range(10)], {"next": 10})
     with structlog.testing.capture_logs() as said:
         (page,) = asyncio.run(pages_of(Paged(whole)))
-    assert len(page.events) == 10
+    assert len(page.draft.ids) == 10
     assert [one["event"] for one in said] == ["source.page_too_large"]
     assert said[0]["size_bytes"] > 300_000
 
@@ -155,7 +163,7 @@ async def test_what_would_end_the_event_loop_is_an_error_of_the_source(
         yield 1
         raise error
 
-    items: Any = chunked(source(), lambda _: 1, Limits(9, LONG))
+    items: Any = chunked(source(), Limits(9, LONG))
     assert await anext(items) == ([1], False)
     with pytest.raises(RuntimeError, match=type(error).__name__):
         await anext(items)
@@ -178,7 +186,7 @@ async def test_an_opening_that_hangs_is_cut_by_the_fetch_timeout() -> None:
     source = source_of(Opening(asyncio.Event().wait), LONG, limits, lambda: START)
     with pytest.raises(Unavailable, match="fetch_timeout"):
         async with asyncio.timeout(5):
-            await anext(source.pages(CHECKPOINT))  # type: ignore[arg-type]
+            await anext(source.pages(CHECKPOINT, new_draft()))  # type: ignore[arg-type]
 
 
 async def test_an_opening_that_cancels_is_unavailable() -> None:
@@ -187,4 +195,4 @@ async def test_an_opening_that_cancels_is_unavailable() -> None:
 
     source = source_of(Opening(cancelled), LONG, Limits(9, LONG), lambda: START)
     with pytest.raises(Unavailable):
-        await anext(source.pages(CHECKPOINT))  # type: ignore[arg-type]
+        await anext(source.pages(CHECKPOINT, new_draft()))  # type: ignore[arg-type]

@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
+import structlog.testing
+from drafts import ListPage, new_draft
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +21,16 @@ from verity_sdk.chunks import Limits, Watermark, chunked
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
-from verity_stream.records import Checkpoint
+from verity_stream.records import (
+    GAPS_TOPIC,
+    Checkpoint,
+    PageSummary,
+    Record,
+    dead_topic,
+    raw_topic,
+)
 from verity_stream.seen import SeenWindow
-from verity_stream.source import EventCheck, PagedSource, PlainSource, RelayPage, earlier, source_of
+from verity_stream.source import PagedSource, PlainSource, RelayPage, earlier, source_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -61,7 +71,7 @@ async def gathered(items: Any, limits: Limits) -> tuple[list[Any], bool, BaseExc
     lists: list[Any] = []
     flags = [False]
     try:
-        async for chunk, is_last in chunked(items, lambda _: 1, limits):
+        async for chunk, is_last in chunked(items, limits):
             lists.append(chunk)
             flags.append(is_last)
     except Exception as error:  # noqa: BLE001 - the test looks at it
@@ -73,9 +83,9 @@ async def gathered(items: Any, limits: Limits) -> tuple[list[Any], bool, BaseExc
 
 
 @given(st.lists(st.integers(1, 4), max_size=30), st.integers(1, 6))
-def test_lists_keep_the_order_and_their_bound(weights: list[int], bound: int) -> None:
+def test_lists_keep_the_order_and_their_bound(given_items: list[int], bound: int) -> None:
     async def scenario() -> list[list[int]]:
-        items = chunked(yielding(*weights), lambda weight: weight, Limits(bound, LONG))
+        items = chunked(yielding(*given_items), Limits(bound, LONG))
         flags = []
         lists = []
         async for chunk, is_last in items:
@@ -85,12 +95,9 @@ def test_lists_keep_the_order_and_their_bound(weights: list[int], bound: int) ->
         return lists
 
     lists = asyncio.run(scenario())
-    assert [weight for chunk in lists for weight in chunk] == weights
-    for chunk in lists:
-        # Full at the bound: without its last item a list is below it.
-        assert sum(chunk[:-1]) < bound
-    for chunk in lists[:-1]:
-        assert sum(chunk) >= bound
+    assert [item for chunk in lists for item in chunk] == given_items
+    assert all(len(chunk) == bound for chunk in lists[:-1])
+    assert len(lists[-1]) <= bound
 
 
 async def test_an_empty_source_ends_with_an_empty_list() -> None:
@@ -108,7 +115,7 @@ async def test_what_came_before_an_error_comes_out_first(error: Exception, befor
 
 async def test_a_quiet_source_does_not_hold_back_what_it_yielded() -> None:
     quiet = asyncio.Event()
-    items: Any = chunked(yielding(1, quiet.wait, 2), lambda _: 1, Limits(9, timedelta(0)))
+    items: Any = chunked(yielding(1, quiet.wait, 2), Limits(9, timedelta(0)))
     assert await anext(items) == ([1], False)
     quiet.set()
     assert await anext(items) == ([2], True)
@@ -137,7 +144,7 @@ async def test_the_source_is_read_ahead_by_one_list_at_most() -> None:
             read.append(number)
             yield number
 
-    items: Any = chunked(source(), lambda _: 1, Limits(3, LONG))
+    items: Any = chunked(source(), Limits(3, LONG))
     await anext(items)
     for _ in range(50):
         await asyncio.sleep(0)
@@ -156,7 +163,7 @@ async def test_the_source_is_closed_with_its_consumer(stop: str) -> None:
         finally:
             closed.set()
 
-    items: Any = chunked(source(), lambda _: 1, Limits(9, timedelta(0)))
+    items: Any = chunked(source(), Limits(9, timedelta(0)))
     await anext(items)
     if stop == "close":
         await items.aclose()
@@ -182,7 +189,7 @@ async def test_a_source_that_ignores_its_cancellation_is_left_behind(
             except asyncio.CancelledError:
                 continue
 
-    items: Any = chunked(yielding(1, stubborn), lambda _: 1, Limits(9, timedelta(0)))
+    items: Any = chunked(yielding(1, stubborn), Limits(9, timedelta(0)))
     await anext(items)
     await asyncio.wait_for(items.aclose(), 5)
     assert "left behind" in caplog.text
@@ -202,7 +209,7 @@ async def test_a_source_that_fails_while_it_is_closed_leaves_no_noise(
         finally:
             raise OSError("the connection was gone already")
 
-    items: Any = chunked(source(), lambda _: 1, Limits(9, timedelta(0)))
+    items: Any = chunked(source(), Limits(9, timedelta(0)))
     await anext(items)
     with caplog.at_level(logging.ERROR, "asyncio"):
         await items.aclose()
@@ -263,7 +270,7 @@ def test_a_crash_at_any_page_loses_nothing_of_an_ascending_source(
             watermark.pass_by([one.occurred_at for one in chunk])
             if number == len(cut) - 1:
                 watermark.finish()
-            fresh = window.claim(chunk)
+            fresh = [one for one in chunk if window.claim(one.event_id)]
             published += fresh
             if fresh and remembers:
                 newest = max(one.occurred_at for one in fresh)
@@ -356,7 +363,16 @@ async def pages_of(
     source: Any = source_of(
         connector, timedelta(seconds=lookback), Limits(events_max, LONG), lambda: NOW
     )
-    return [page async for page in source.pages(CHECKPOINT)]
+    return [page async for page in source.pages(CHECKPOINT, new_draft())]
+
+
+def ids_of(*pages: RelayPage) -> list[str]:
+    return [one for page in pages for one in page.draft.ids]
+
+
+def records_of(page: RelayPage) -> list[Record]:
+    assert isinstance(page.draft.page, ListPage)
+    return page.draft.page.records
 
 
 def test_the_adapter_fits_the_kind() -> None:
@@ -368,7 +384,7 @@ def test_the_adapter_fits_the_kind() -> None:
 async def test_a_plain_pass_rests_behind_the_newest_until_it_ends() -> None:
     plain = Plain(event(1, 11), event(2, 12), event(3, 12), event(4, 13))
     pages = await pages_of(plain, lookback=5)
-    assert [one.event_id for page in pages for one in page.events] == ["e1", "e2", "e3", "e4"]
+    assert ids_of(*pages) == ["e1", "e2", "e3", "e4"]
     assert pages[0].last_ts == at(11)
     assert pages[-1].last_ts == at(13)
     assert plain.asked == [at(5)]
@@ -376,7 +392,7 @@ async def test_a_plain_pass_rests_behind_the_newest_until_it_ends() -> None:
 
 async def test_an_async_function_that_returns_an_iterator_works_too() -> None:
     (page,) = await pages_of(Coroutine(event(1, 11)))
-    assert [one.event_id for one in page.events] == ["e1"]
+    assert ids_of(page) == ["e1"]
 
 
 async def test_a_time_in_the_future_does_not_carry_the_watermark_there() -> None:
@@ -397,17 +413,20 @@ async def test_what_is_no_event_is_set_apart_with_the_reason() -> None:
         event(0, 14, event_id=0),
     ]
     (page,) = await pages_of(Plain(*things), events_max=100)
-    assert [one.event_id for one in page.events] == ["e1", 0]
-    assert [thing for thing, _ in page.unpublishable] == things[1:5]
-    assert "str" in page.unpublishable[0][1]
+    assert ids_of(page) == ["e1", "0"]
     assert page.last_ts == at(14)
+    assert (await page.draft.finish()).dead_count == 4
+    letters = [orjson.loads(one.value) for one in records_of(page) if "dead" in one.topic]
+    assert [letter["reference"] for letter in letters] == [None, None, None, "e4"]
+    assert "str" in letters[0]["reason"]
 
 
-def test_naive_times_are_utc_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    check = EventCheck("acme-1")
-    naive = event(1, occurred_at=at(7).replace(tzinfo=None))
-    assert check.split([naive, naive])[1] == [at(7), at(7)]
-    assert check.split([naive])[1] == [at(7)]
+async def test_naive_times_are_utc_and_warned_of_once() -> None:
+    naive = [event(one, occurred_at=at(7).replace(tzinfo=None)) for one in range(3)]
+    with structlog.testing.capture_logs() as said:
+        pages = await pages_of(Plain(*naive))
+    assert [one for page in pages for one in page.draft.times] == [at(7)] * 3
+    assert [one["event"] for one in said] == ["source.naive_time"]
 
 
 @pytest.mark.parametrize(
@@ -431,8 +450,13 @@ async def test_small_pages_are_coalesced_with_all_they_carry() -> None:
         ),
         events_max=100,
     )
-    assert pages == [
-        RelayPage([event(1, 11), event(2, 9)], at(20), {"next": 3}, at(20), [rejected], [gap], [])
+    (page,) = pages
+    assert (page.last_ts, page.cursor, page.complete_through) == (at(20), {"next": 3}, at(20))
+    assert ids_of(page) == ["e1", "e2"]
+    assert page.draft.times == [at(11), at(9)]
+    assert await page.draft.finish() == PageSummary(2, 0, 1, 1)
+    assert [one.topic for one in records_of(page)] == [
+        *(raw_topic("acme"), raw_topic("acme"), dead_topic("acme"), GAPS_TOPIC)
     ]
 
 
@@ -455,7 +479,7 @@ async def test_pages_before_an_error_come_out_first() -> None:
     source = PagedSource(
         Paged(Page([event(1)], {"next": 1}), Denied("no")), Limits(9, LONG), lambda: NOW
     )
-    pages: Any = source.pages(CHECKPOINT)
+    pages: Any = source.pages(CHECKPOINT, new_draft())
     assert (await anext(pages)).cursor == {"next": 1}
     with pytest.raises(Denied):
         await anext(pages)
@@ -473,7 +497,7 @@ async def test_a_cursor_that_the_connector_goes_on_using_is_the_one_of_its_page(
 
     source: Any = PagedSource(Reusing(), Limits(1, LONG), lambda: NOW)
     cursors = []
-    async for page in source.pages(CHECKPOINT):
+    async for page in source.pages(CHECKPOINT, new_draft()):
         for _ in range(5):
             await asyncio.sleep(0)  # The relay publishes meanwhile.
         cursors.append(dict(page.cursor))

@@ -1,0 +1,55 @@
+"""Drafts that lead nowhere: what a source yields can be looked at without a relay or a broker."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from verity_stream.draft import Draft, Outlet
+from verity_stream.records import EventEncoder, Headers, Origin, Record
+from verity_stream.seen import SeenWindow
+from verity_stream.source import NewDraft
+
+RECORD_BYTES_MAX = 1_000_000
+
+
+class ListPage:
+    """An `OutgoingPage` that keeps its records."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    @property
+    def record_count(self) -> int:
+        return len(self.records)
+
+    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+        self.records.append(Record(topic, key, value, headers))
+
+
+class NoPublisher:
+    """Makes pages, and publishes none."""
+
+    def new_page(self) -> ListPage:
+        return ListPage()
+
+    async def open_topic(self, topic: str) -> None:
+        pass
+
+
+async def _nothing(_: object) -> None:
+    pass
+
+
+def outlet(connector_id: str = "acme-1", window: SeenWindow | None = None) -> Outlet:
+    return Outlet(
+        NoPublisher(),  # type: ignore[arg-type]
+        window or SeenWindow(1_000_000),
+        EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX),
+        _nothing,
+        lambda: Origin(connector_id, "acme", "2026-02-03T04:05:06.000007Z"),
+        RECORD_BYTES_MAX,
+    )
+
+
+def new_draft(connector_id: str = "acme-1") -> NewDraft:
+    return partial(Draft, outlet(connector_id))

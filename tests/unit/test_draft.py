@@ -1,0 +1,165 @@
+"""A page while it is filled: what becomes of each thing that a connector yields."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import orjson
+import pytest
+from drafts import ListPage, outlet
+
+from verity_sdk.connector_base import RawEvent
+from verity_sdk.errors import Denied
+from verity_sdk.pages import Gap, RejectedRecord
+from verity_stream.draft import Draft
+from verity_stream.records import GAPS_TOPIC, Origin, PageSummary, Record, dead_topic, raw_topic
+from verity_stream.seen import SeenWindow
+
+AT = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def event(event_id: Any, **fields: Any) -> RawEvent:
+    given = {"platform": "acme", "raw_payload": {}, **fields}
+    return RawEvent(
+        event_id=event_id,
+        occurred_at=AT,
+        principal_ref="ada",
+        asset_ref="vault",
+        operation="READ",
+        **given,
+    )
+
+
+async def filled(draft: Draft, *things: Any) -> Draft:
+    for thing in things:
+        waiting = draft.add(thing)
+        if waiting is not None:
+            await waiting
+    return draft
+
+
+def records_of(draft: Draft) -> list[Record]:
+    assert isinstance(draft.page, ListPage)
+    return draft.page.records
+
+
+async def test_the_headers_say_where_an_event_comes_from() -> None:
+    draft = await filled(Draft(outlet(), 9, 10**6), event("id-1"), event(17))
+    shared = [
+        ("connector_id", b"acme-1"),
+        ("schema", b"raw_event/1"),
+        ("fetched_at", b"2026-02-03T04:05:06.000007Z"),
+    ]
+    assert [one.headers for one in records_of(draft)] == [
+        [("event_id", b"id-1"), *shared],
+        [("event_id", b"17"), *shared],
+    ]
+    assert [one.key for one in records_of(draft)] == [b"ada", b"ada"]
+
+
+async def test_fetched_at_is_when_the_first_thing_came_not_when_the_page_was_made() -> None:
+    there = outlet()
+    draft = Draft(there, 9, 10**6)
+    there.origin = lambda: Origin("acme-1", "acme", "later")
+    await filled(draft, event(1))
+    there.origin = lambda: Origin("acme-1", "acme", "too late")
+    await filled(draft, event(2))
+    assert {dict(one.headers)["fetched_at"] for one in records_of(draft)} == {b"later"}
+
+
+async def test_repeats_are_dropped_and_counted_and_their_times_kept() -> None:
+    there = outlet()
+    first = await filled(Draft(there, 9, 10**6), event("a"), event("b"), event("a"))
+    second = await filled(Draft(there, 9, 10**6), event("b"), event("c"))
+    assert (first.ids, second.ids) == (["a", "b"], ["c"])
+    assert await first.finish() == PageSummary(event_count=2, repeat_count=1)
+    assert await second.finish() == PageSummary(event_count=1, repeat_count=1)
+    # The watermark looks at the times of all; what the window remembers is the new ones'.
+    assert (len(first.times), len(first.fresh_times)) == (3, 2)
+
+
+async def test_an_id_that_is_a_number_is_the_text_that_reads_back() -> None:
+    window = SeenWindow(100)
+    window.claim("17")
+    draft = await filled(Draft(outlet(window=window), 9, 10**6), event(17), event(18), event("18"))
+    assert draft.ids == ["18"]
+
+
+async def test_what_cant_be_published_is_one_dead_letter_however_often_it_comes() -> None:
+    """An object's `repr` may differ at every turn: its event's id says that it is the same."""
+    there = outlet()
+    draft = Draft(there, 99, 10**6)
+    await filled(draft, *(event("x", raw_payload={"o": object()}) for _ in range(3)), "no event")
+    draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
+    draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
+    draft.gaps.append(Gap(None, AT, "all", "lost"))
+    assert await draft.finish() == PageSummary(dead_count=3, gap_count=1)
+    *letters, gap = records_of(draft)
+    assert {one.topic for one in letters} == {dead_topic("acme")}
+    assert gap.topic == GAPS_TOPIC
+    assert [orjson.loads(one.value)["reference"] for one in letters] == ["x", None, "line 7"]
+    ids = [
+        value.decode()
+        for letter in letters
+        for name, value in letter.headers
+        if name in ("event_id", "dead_id")
+    ]
+    assert draft.ids == ids
+    again = await filled(Draft(there, 99, 10**6), event("x", raw_payload={"o": object()}))
+    assert (await again.finish()).dead_count == 0
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+async def test_it_is_full_at_so_many_events_or_bytes(size: int) -> None:
+    draft = Draft(outlet(), 4, 10_000)
+    count = 0
+    assert draft.is_empty
+    while not draft.is_full:
+        await filled(draft, event(count, raw_payload={"p": "x" * size}))
+        count += 1
+    assert count == (4 if size == 10 else 2)
+    assert not draft.is_empty
+
+
+async def test_what_cant_be_published_and_what_repeats_fills_it_too() -> None:
+    """Or a source of nothing else would never be published."""
+    for thing in (event("same"), "no event", event(None)):
+        draft = await filled(Draft(outlet(), 3, 10_000), thing, thing)
+        assert not draft.is_full
+        assert (await filled(draft, thing)).is_full
+
+
+async def test_a_new_topic_is_made_before_its_first_event_is_added() -> None:
+    made: list[str] = []
+    there = outlet()
+
+    async def ensure(topics: set[str]) -> None:
+        made.extend(topics)
+
+    there._ensure_topics = ensure  # type: ignore[assignment]
+    draft = Draft(there, 9, 10**6)
+    waiting = draft.add(event(1))
+    assert waiting is not None
+    assert draft.ids == []
+    await waiting
+    assert draft.add(event(2)) is None
+    assert made == [raw_topic("acme")]
+    assert draft.ids == ["1", "2"]
+
+
+async def test_an_event_whose_topic_cant_be_made_is_not_claimed() -> None:
+    async def ensure(_: Any) -> None:
+        raise Denied("no topic for you")
+
+    there = outlet()
+    there._ensure_topics = ensure
+    with pytest.raises(Denied):
+        await filled(Draft(there, 9, 10**6), event(1))
+    assert there.window.claim("1")
+
+
+def test_an_empty_draft_has_an_origin_too() -> None:
+    new = partial(Draft, outlet())
+    assert new(1, 1).origin.connector_id == "acme-1"

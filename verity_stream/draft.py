@@ -1,0 +1,178 @@
+"""A page while it is filled: every event is looked at once, on its way into Kafka's batches.
+
+Checked, encoded, recognised as a repeat or not, and appended, an event needs no other look: its
+memory is still in the processor's cache, and the connector may go on using the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from verity_sdk.errors import Malformed
+from verity_sdk.pages import Gap, RejectedRecord
+from verity_stream.publisher import Publisher
+from verity_stream.records import (
+    EncodedEvent,
+    EventEncoder,
+    Headers,
+    Origin,
+    PageSummary,
+    dead_event,
+    dead_record,
+    gap_record,
+)
+from verity_stream.seen import SeenWindow
+
+
+class Outlet:
+    """Where drafts lead to: one publisher, one seen window, and the topics known to exist.
+
+    Args:
+        ensure_topics: Makes sure that topics exist before something is published to them.
+        origin: Whose records they are, at the present time.
+        record_bytes_max: The longest record the broker takes.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        window: SeenWindow,
+        encoder: EventEncoder,
+        ensure_topics: Callable[[Iterable[str]], Awaitable[None]],
+        origin: Callable[[], Origin],
+        record_bytes_max: int,
+    ) -> None:
+        self.publisher = publisher
+        self.window = window
+        self.encoder = encoder
+        self.origin = origin
+        self.record_bytes_max = record_bytes_max
+        self.open_topics: set[str] = set()
+        self._ensure_topics = ensure_topics
+
+    async def open_topic(self, topic: str) -> None:
+        """From now on records can be added to the topic."""
+        if topic not in self.open_topics:
+            await self._ensure_topics({topic})
+            await self.publisher.open_topic(topic)
+            self.open_topics.add(topic)
+
+
+class Draft:
+    """A page that is being filled; see the module.
+
+    Args:
+        events_max: It is full at so many events, or things in place of events,
+        bytes_max: or at so many bytes, as JSON.
+
+    Attributes:
+        page: The records, for the publisher.
+        times: When its events occurred, in their order, repeats among them.
+        fresh_times: The same without the repeats.
+        ids: What the seen window is to remember once the page is out.
+        gaps: What is known to be missing; add to it.
+        size_bytes: Of all that was added.
+    """
+
+    def __init__(self, outlet: Outlet, events_max: int, bytes_max: int) -> None:
+        self.page = outlet.publisher.new_page()
+        self.times: list[datetime] = []
+        self.fresh_times: list[datetime] = []
+        self.ids: list[str] = []
+        self.gaps: list[Gap] = []
+        self.size_bytes = 0
+        self.is_empty, self.is_full = True, False
+        self._outlet = outlet
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._count = 0
+        self._unpublishable: list[tuple[Any, str]] = []
+        self._rejected: list[RejectedRecord] = []
+        self._origin: Origin | None = None
+        self._headers: Headers = []
+
+    @property
+    def origin(self) -> Origin:
+        """Whose records these are; `fetched_at` is when the first thing was added."""
+        if self._origin is None:
+            self._origin = self._outlet.origin()
+            self._headers = self._origin.headers("raw_event/1")
+        return self._origin
+
+    def add(self, event: Any, /) -> Awaitable[None] | None:
+        """Add what a connector yielded as an event; the first one of a topic has to be awaited."""
+        try:
+            encoded = self._outlet.encoder.encode(event)
+        except Malformed as error:
+            self._unpublishable.append((event, str(error)))
+            self._grow(json_bytes_of(event))
+            return None
+        self.times.append(encoded.occurred_at)
+        self._grow(len(encoded.value))
+        if encoded.topic in self._outlet.open_topics:
+            self._publish(encoded)
+            return None
+        return self._publish_to_new_topic(encoded)
+
+    async def _publish_to_new_topic(self, event: EncodedEvent) -> None:
+        await self._outlet.open_topic(event.topic)
+        self._publish(event)
+
+    def _publish(self, event: EncodedEvent) -> None:
+        event_id, at, topic, key, value = event
+        if self._outlet.window.claim(event_id):
+            headers = [("event_id", event_id.encode()), *self._headers]
+            self.page.add(topic, key, value, headers)
+            self.ids.append(event_id)
+            self.fresh_times.append(at)
+
+    def reject(self, record: RejectedRecord) -> None:
+        """Add a source record that was not understood."""
+        self._rejected.append(record)
+        self._grow(len(record.data))
+
+    def _grow(self, size_bytes: int) -> None:
+        if self.is_empty:
+            self.is_empty = False
+            self.origin  # noqa: B018 - the time is taken now
+        self._count += 1
+        self.size_bytes += size_bytes
+        if self._count >= self._events_max or self.size_bytes >= self._bytes_max:
+            self.is_full = True
+
+    async def finish(self) -> PageSummary:
+        """Add the dead letters and the gaps; nothing may be added after that."""
+        outlet = self._outlet
+        event_count = len(self.ids)
+        part_bytes = outlet.record_bytes_max // 2  # base64 and the frame around it must fit too
+        letters = [dead_event(self.origin, *one, part_bytes) for one in self._unpublishable]
+        letters += [dead_record(self.origin, one, part_bytes) for one in self._rejected]
+        letters = [letter for letter in letters if all(map(outlet.window.claim, letter.ids))]
+        self.ids += [one for letter in letters for one in letter.ids]
+        records = [record for letter in letters for record in letter.records]
+        records += [gap_record(self.origin, gap) for gap in self.gaps]
+        for record in records:
+            await outlet.open_topic(record.topic)
+            self.page.add(*record)
+        return PageSummary(
+            event_count=event_count,
+            repeat_count=len(self.times) - event_count,
+            dead_count=len(letters),
+            gap_count=len(self.gaps),
+        )
+
+
+def json_bytes_of(thing: Any) -> int:
+    """How many bytes a thing that can't be published takes, about; never raises."""
+    try:
+        return len(orjson.dumps(thing, default=repr, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError:
+        pass  # What is no JSON has a size, too.
+    try:
+        return len(repr(thing))
+    except Exception:  # noqa: BLE001 - it comes from a connector, and may be anything
+        return 0
