@@ -23,10 +23,6 @@ ABANDON_SECONDS = 3.0
 """How long a source may take to react to its cancellation before it is left behind."""
 
 
-TURN = 250
-"""After so many items, less than a millisecond's work, other tasks have their turn."""
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How a stream is cut into pieces.
@@ -95,7 +91,6 @@ async def filled(
     adding = asyncio.Lock()
 
     async def gather() -> None:
-        count = 0
         try:
             async with closing(items):
                 async for item in items:
@@ -108,9 +103,6 @@ async def filled(
                         is_full.set()
                         has_room.clear()
                         await has_room.wait()
-                    count += 1
-                    if count % TURN == 0:
-                        await asyncio.sleep(0)
         except BaseException as error:
             if isinstance(error, Exception | asyncio.CancelledError | GeneratorExit):
                 raise

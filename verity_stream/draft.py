@@ -6,6 +6,7 @@ memory is still in the processor's cache, and the connector may go on using the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -26,6 +27,13 @@ from verity_stream.records import (
     gap_record,
 )
 from verity_stream.seen import SeenWindow
+
+TURN = 250
+"""After so many events, a millisecond's work, other tasks have their turn."""
+
+FIRST_EVENTS, FIRST_TURNS = 600, 40
+"""More often among a page's first events: meanwhile the page before is sent, which takes a dozen
+turns until it is the broker's."""
 
 
 class Outlet:
@@ -90,6 +98,7 @@ class Draft:
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._count = 0
+        self._turn_at = FIRST_TURNS
         self._unpublishable: list[tuple[Any, str]] = []
         self._rejected: list[RejectedRecord] = []
         self._origin: Origin | None = None
@@ -104,7 +113,7 @@ class Draft:
         return self._origin
 
     def add(self, event: Any, /) -> Awaitable[None] | None:
-        """Add what a connector yielded as an event; the first one of a topic has to be awaited."""
+        """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
             encoded = self._outlet.encoder.encode(event)
         except Malformed as error:
@@ -113,10 +122,13 @@ class Draft:
             return None
         self.times.append(encoded.occurred_at)
         self._grow(len(encoded.value))
-        if encoded.topic in self._outlet.open_topics:
-            self._publish(encoded)
+        if encoded.topic not in self._outlet.open_topics:
+            return self._publish_to_new_topic(encoded)
+        self._publish(encoded)
+        if self._count < self._turn_at:
             return None
-        return self._publish_to_new_topic(encoded)
+        self._turn_at += FIRST_TURNS if self._count < FIRST_EVENTS else TURN
+        return asyncio.sleep(0)
 
     async def _publish_to_new_topic(self, event: EncodedEvent) -> None:
         await self._outlet.open_topic(event.topic)

@@ -243,9 +243,8 @@ class KafkaPublisher:
     ) -> Offsets:
         """Publish one page; see the module's contract."""
         try:
-            return await asyncio.wait_for(
-                self._publish(page, seal, sealed_in), self._publish_seconds
-            )
+            async with asyncio.timeout(self._publish_seconds):
+                return await self._publish(page, seal, sealed_in)
         except TimeoutError:
             raise Unavailable("Kafka did not take the page within the transaction's time") from None
         except (kafka_errors.KafkaError, AssertionError) as error:

@@ -7,7 +7,6 @@ wait, and fills the next one while the relay publishes the one before.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
 from copy import deepcopy
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from verity_sdk.chunks import TURN, Limits, Watermark, closing, filled
+from verity_sdk.chunks import Limits, Watermark, closing, filled
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.times import as_utc
@@ -128,12 +127,10 @@ class _Pages:
         the seen window no longer remembers.
         """
         size_before = self.draft.size_bytes
-        for number, event in enumerate(page.events, 1):
+        for event in page.events:
             waiting = self.draft.add(event)
             if waiting is not None:
                 await waiting
-            if number % TURN == 0:
-                await asyncio.sleep(0)
         for record in page.rejected:
             self.draft.reject(record)
         self.largest_bytes = max(self.largest_bytes, self.draft.size_bytes - size_before)

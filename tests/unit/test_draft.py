@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -147,6 +149,24 @@ async def test_a_new_topic_is_made_before_its_first_event_is_added() -> None:
     assert draft.add(event(2)) is None
     assert made == [raw_topic("acme")]
     assert draft.ids == ["1", "2"]
+
+
+async def test_others_have_their_turn_while_a_source_floods() -> None:
+    """What sends the page before needs a dozen turns until it waits for the broker."""
+    turns: list[int] = []
+    draft = Draft(outlet(), 2000, 10**7)
+    await filled(draft, event(0))
+
+    async def other() -> None:
+        while len(draft.ids) < 2000:
+            turns.append(len(draft.ids))
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await filled(draft, *map(event, range(1, 2000)))
+    await task
+    assert len([at for at in turns if at < 600]) >= 12
+    assert max(later - one for one, later in itertools.pairwise(turns)) <= 250
 
 
 async def test_an_event_whose_topic_cant_be_made_is_not_claimed() -> None:
