@@ -137,6 +137,8 @@ def _remember(window: SeenWindow, number: int, size: int) -> None:
     first = number * size
     places = range(6) if size > 1 else (number % 6,)
     offsets = dict.fromkeys(places, (first, first + size - 1))
+    for one in ids:
+        window.claim(one)
     window.remember(ids, at, {"verity.events.raw.bench": offsets})
 
 

@@ -32,7 +32,7 @@ READ_SECONDS = 90.0
 """Reading back waits at most for another connector's open transaction: its time-out and more."""
 
 
-ID_HEADERS = ("event_id", "dead_id")
+ID_HEADERS = frozenset({"event_id", "dead_id"})
 
 
 class Persisted(enum.Enum):
@@ -204,10 +204,13 @@ class TopicReader(Protocol):
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
         """The last committed checkpoint record of the connector."""
 
-    async def published_ids(
+    def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> list[str]:
-        """The ids of the connector's committed events and dead letters from these offsets on."""
+    ) -> AsyncIterator[list[str]]:
+        """The ids of the connector's committed events and dead letters from these offsets on.
+
+        In lists of some thousand, so that a million of them need not be held at once.
+        """
 
 
 class KafkaTopicReader:
@@ -228,14 +231,15 @@ class KafkaTopicReader:
         place = TopicPartition(CHECKPOINTS_TOPIC, partition)
         key = connector_id.encode()
         last: bytes | None = None
-        async for record in self._read({place: None}):
-            if record.key == key:
-                last = record.value
+        async for records in self._read({place: None}):
+            for record in records:
+                if record.key == key:
+                    last = record.value
         return None if last is None else decode_checkpoint(last)
 
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> list[str]:
+    ) -> AsyncIterator[list[str]]:
         """The ids, read from the records' headers: no JSON is parsed."""
         places: dict[TopicPartition, int | None] = {
             TopicPartition(topic, partition): offset
@@ -243,13 +247,18 @@ class KafkaTopicReader:
             for partition, offset in offsets.items()
         }
         mine = ("connector_id", connector_id.encode())
-        ids = []
-        async for record in self._read(places):
-            if mine in record.headers:
-                ids += [value.decode() for name, value in record.headers if name in ID_HEADERS]
-        return ids
+        async for records in self._read(places):
+            ids = []
+            for record in records:
+                headers = record.headers
+                if mine in headers:
+                    for name, value in headers:
+                        if name in ID_HEADERS:
+                            ids.append(value.decode())
+            yield ids
 
     async def _read(self, places: Mapping[TopicPartition, int | None]) -> AsyncIterator[Any]:
+        """The records of these places from these offsets on, in lists, each of one place."""
         if not places:
             return
         try:
@@ -278,8 +287,7 @@ class KafkaTopicReader:
                     while unread:
                         batches = await consumer.getmany(*unread, timeout_ms=200, max_records=5000)
                         for records in batches.values():
-                            for record in records:
-                                yield record
+                            yield records
                         # position() also counts control markers and aborted records.
                         for place in list(unread):
                             if await consumer.position(place) >= ends[place]:

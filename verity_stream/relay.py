@@ -189,8 +189,10 @@ class Relay:
         self._hold(start.checkpoint)
         if start.checkpoint.seen is not None:
             await self._ensure_topics(start.checkpoint.seen.start)
-            ids = await self._reader.published_ids(connector_id, start.checkpoint.seen.start)
-            self._report_forgotten(self._window.restore(ids, start.checkpoint.seen))
+            seen, forgotten = start.checkpoint.seen, 0
+            async for ids in self._reader.published_ids(connector_id, seen.start):
+                forgotten += self._window.restore(ids, seen)
+            self._report_forgotten(forgotten)
         if start.publish:
             await self._publish_position(start.checkpoint)
         self._log.info(

@@ -71,7 +71,7 @@ class SeenWindow:
         """Take in a published page; returns how many ids had to be forgotten early.
 
         Args:
-            ids: Of the page's events and dead letters.
+            ids: Of the page's events and dead letters, as they were claimed.
             newest_at: None of them occurred after this.
             offsets: What the page took in the topics of events and dead letters.
         """
@@ -81,19 +81,19 @@ class SeenWindow:
             topic: {partition: first for partition, (first, _) in taken.items()}
             for topic, taken in offsets.items()
         }
-        return self._add(ids, newest_at, start)
+        return self._add(array("q", map(hash, ids)), newest_at, start)
 
     def restore(self, ids: Iterable[str], seen: Seen) -> int:
-        """Take in the ids read back from the topics; returns how many were forgotten early."""
+        """Take in ids read back from the topics, list by list; returns how many were forgotten."""
+        hashes = array("q", map(hash, ids))
+        self._hashes.update(hashes)
         start = {topic: dict(offsets) for topic, offsets in seen.start.items()}
-        return self._add(ids, seen.newest_at, start)
+        return self._add(hashes, seen.newest_at, start)
 
     def _add(
-        self, ids: Iterable[str], newest_at: datetime, start: dict[str, dict[int, int]]
+        self, hashes: array[int], newest_at: datetime, start: dict[str, dict[int, int]]
     ) -> int:
-        hashes = array("q", map(hash, ids))
         self._append(hashes, newest_at, start)
-        self._hashes.update(hashes)
         forgotten = 0
         while len(self._hashes) > self._ids_max and len(self._pages) > 1:
             forgotten += self._forget_oldest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -28,6 +29,10 @@ from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
 pytestmark = pytest.mark.stack
 
 PARTITIONS = 24
+
+
+async def listed(ids: AsyncIterator[list[str]]) -> list[str]:
+    return [one async for some in ids for one in some]
 
 
 @pytest.fixture
@@ -162,16 +167,15 @@ async def test_ids_are_read_from_headers_mine_only_committed_only_from_these_off
     )
     await publish(kafka, mine, [letter])
     (partition,) = first[topic]
-    assert await reader.published_ids(mine, {topic: {partition: 0}}) == [
+    assert await listed(reader.published_ids(mine, {topic: {partition: 0}})) == [
         *("e1", "e2", "e3", "e4", "é:1")
     ]
-    assert await reader.published_ids(mine, {topic: {partition: second[topic][partition][0]}}) == [
-        *("e3", "e4", "é:1")
-    ]
-    assert await reader.published_ids(other, {topic: {partition: 0}}) == ["e5"]
-    assert await reader.published_ids(mine, {}) == []
+    later = {topic: {partition: second[topic][partition][0]}}
+    assert await listed(reader.published_ids(mine, later)) == [*("e3", "e4", "é:1")]
+    assert await listed(reader.published_ids(other, {topic: {partition: 0}})) == ["e5"]
+    assert await listed(reader.published_ids(mine, {})) == []
     # The page of an empty partition beside it holds nothing back.
-    assert len(await reader.published_ids(mine, {topic: {0: 0, 1: 0}})) == 5
+    assert len(await listed(reader.published_ids(mine, {topic: {0: 0, 1: 0}}))) == 5
 
 
 @pytest.mark.parametrize("offset", [0, 5, 1_000_000])
@@ -180,7 +184,7 @@ async def test_a_topic_that_was_recreated_empty_holds_no_ids(
 ) -> None:
     """aiokafka's stop() raises CancelledError if nothing was awaited since assign()."""
     topic = await new_topic(bootstrap_servers)
-    assert await reader.published_ids("c", {topic: {0: offset, 1: offset}}) == []
+    assert await listed(reader.published_ids("c", {topic: {0: offset, 1: offset}})) == []
 
 
 async def test_an_offset_that_was_never_known_reads_from_the_beginning(
@@ -189,7 +193,7 @@ async def test_an_offset_that_was_never_known_reads_from_the_beginning(
     """-1: the broker acknowledged a batch as a duplicate and no longer knew where it stands."""
     topic, mine = await new_topic(bootstrap_servers), new_name()
     ((partition, _),) = (await publish(kafka, mine, [record(topic, 1, mine)]))[0][topic].items()
-    assert await reader.published_ids(mine, {topic: {partition: -1}}) == ["e1"]
+    assert await listed(reader.published_ids(mine, {topic: {partition: -1}})) == ["e1"]
 
 
 async def test_offsets_that_retention_removed_read_what_is_left(
@@ -207,13 +211,13 @@ async def test_offsets_that_retention_removed_read_what_is_left(
         )
     finally:
         await admin.close()
-    assert await reader.published_ids(mine, {topic: {partition: 0}}) == ["e2", "e3"]
+    assert await listed(reader.published_ids(mine, {topic: {partition: 0}})) == ["e2", "e3"]
 
 
 async def test_a_topic_that_is_gone_is_unavailable(bootstrap_servers: str) -> None:
     kafka = kafka_settings(bootstrap_servers, request_timeout_seconds=0.5)
     with pytest.raises(Unavailable):
-        await KafkaTopicReader(kafka, PARTITIONS).published_ids("c", {new_name(): {0: 0}})
+        await listed(KafkaTopicReader(kafka, PARTITIONS).published_ids("c", {new_name(): {0: 0}}))
 
 
 async def test_a_broker_that_is_not_there_is_unavailable() -> None:

@@ -288,10 +288,10 @@ class MemoryReader:
 
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> list[str]:
+    ) -> AsyncIterator[list[str]]:
         async with self.script.effect("published_ids"):
             mine = ("connector_id", connector_id.encode())
-            return [
+            ids = [
                 value.decode()
                 for topic, offsets in start.items()
                 for partition, offset in offsets.items()
@@ -300,6 +300,8 @@ class MemoryReader:
                 for name, value in record.headers
                 if name in ID_HEADERS
             ]
+        for one in ids:
+            yield [one]
 
 
 def event(number: int, seconds: float, **fields: Any) -> RawEvent:

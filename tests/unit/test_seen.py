@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from verity_stream.records import Seen
+from verity_stream.records import Offsets, Seen
 from verity_stream.seen import SeenWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,13 +18,20 @@ def at(second: int) -> datetime:
     return START + timedelta(seconds=second)
 
 
+def published(window: SeenWindow, ids: list[str], newest_at: datetime, offsets: Offsets) -> int:
+    """What the relay does with a page: claim its ids, publish, remember them."""
+    for one in ids:
+        window.claim(one)
+    return window.remember(ids, newest_at, offsets)
+
+
 def claimed(window: SeenWindow, *ids: str) -> list[str]:
     return [one for one in ids if window.claim(one)]
 
 
 def test_repeats_in_the_window_and_within_a_page_are_dropped_in_order() -> None:
     window = SeenWindow(100)
-    window.remember(["b"], at(1), {"t": {0: (5, 5)}})
+    published(window, ["b"], at(1), {"t": {0: (5, 5)}})
     assert claimed(window, "a", "b", "a", "c") == ["a", "c"]
 
 
@@ -42,13 +49,13 @@ def test_a_page_may_be_claimed_before_the_one_before_it_is_out() -> None:
 def test_an_empty_window_says_nothing() -> None:
     window = SeenWindow(100)
     assert window.seen() is None
-    assert window.remember([], at(1), {}) == 0
+    assert published(window, [], at(1), {}) == 0
     assert window.seen() is None
 
 
 def test_a_page_is_kept_while_one_of_its_events_may_come_again() -> None:
     window = SeenWindow(100)
-    window.remember(["a"], at(10), {"t": {0: (0, 0)}})
+    published(window, ["a"], at(10), {"t": {0: (0, 0)}})
     window.forget_before(at(10))
     assert "a" in window
     window.forget_before(at(11))
@@ -57,22 +64,22 @@ def test_a_page_is_kept_while_one_of_its_events_may_come_again() -> None:
 
 def test_one_page_dated_far_ahead_holds_back_no_other() -> None:
     window = SeenWindow(100)
-    window.remember(["far"], datetime.max.replace(tzinfo=UTC), {"t": {0: (0, 0)}})
-    window.remember(["a"], at(1), {"t": {0: (1, 1)}})
+    published(window, ["far"], datetime.max.replace(tzinfo=UTC), {"t": {0: (0, 0)}})
+    published(window, ["a"], at(1), {"t": {0: (1, 1)}})
     window.forget_before(at(2))
     assert ("far" in window, "a" in window, len(window)) == (True, False, 1)
 
 
 def test_at_the_bound_the_oldest_page_goes_and_is_counted() -> None:
     window = SeenWindow(3)
-    assert window.remember(["a", "b"], at(1), {}) == 0
-    assert window.remember(["c", "d"], at(2), {}) == 2
+    assert published(window, ["a", "b"], at(1), {}) == 0
+    assert published(window, ["c", "d"], at(2), {}) == 2
     assert ["a" in window, "c" in window, len(window)] == [False, True, 2]
 
 
 def test_the_newest_page_is_never_forgotten_whatever_its_size() -> None:
     window = SeenWindow(1)
-    assert window.remember(["a", "b", "c"], at(1), {}) == 0
+    assert published(window, ["a", "b", "c"], at(1), {}) == 0
     assert len(window) == 3
 
 
