@@ -30,7 +30,7 @@ from aiokafka import errors as kafka_errors
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
-from verity_stream.checkpoints import PostgresCheckpoints, _consumer
+from verity_stream.checkpoints import READ_RECORDS, PostgresCheckpoints, _consumer
 from verity_stream.cli.kafka import CommittedReader, kafka_admin
 from verity_stream.database import database_errors
 from verity_stream.publisher import as_verity_error
@@ -720,7 +720,7 @@ async def _stream(
         await consumer.seek_to_beginning(*unread)
         deadline = loop.time() + STALL_SECONDS
         while unread:
-            batches = await consumer.getmany(*unread, timeout_ms=200, max_records=5000)
+            batches = await consumer.getmany(*unread, timeout_ms=200, max_records=READ_RECORDS)
             for place, records in batches.items():
                 for record in records:
                     if record.offset < ends[place]:
