@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -260,7 +260,9 @@ class KafkaTopicReader:
                             ids.append(value.decode())
             yield ids
 
-    async def _read(self, places: Mapping[TopicPartition, int | None]) -> AsyncIterator[Any]:
+    async def _read(
+        self, places: Mapping[TopicPartition, int | None]
+    ) -> AsyncIterator[Sequence[Any]]:
         """The records of these places from these offsets on, in lists, each of one place."""
         if not places:
             return

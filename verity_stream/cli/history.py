@@ -253,8 +253,9 @@ async def _scan(kafka: KafkaSettings, topics: Collection[str]) -> AsyncIterator[
         for topic, count in counts.items()
         for number in range(count)
     }
-    async for record in CommittedReader(kafka, waits_for_open=False)._read(places):
-        yield record
+    async for records in CommittedReader(kafka, waits_for_open=False)._read(places):
+        for record in records:
+            yield record
 
 
 async def _read_gaps(kafka: KafkaSettings) -> list[dict[str, Any]]:

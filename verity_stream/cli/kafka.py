@@ -80,7 +80,7 @@ class CommittedReader(KafkaTopicReader):
         places: dict[TopicPartition, int | None] = {
             TopicPartition(topic, number): None for number in range(counts.get(topic, 0))
         }
-        return [record async for record in self._read(places)]
+        return [record async for records in self._read(places) for record in records]
 
     async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
         """The last committed checkpoint record of every connector; the topic is read once."""
