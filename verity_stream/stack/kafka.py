@@ -69,7 +69,11 @@ rootLogger.appenderRef.file.ref = file
 
 
 class KafkaServer(Server):
-    """Apache Kafka on `localhost`, from verified jars, on a Java of at least the locked version."""
+    """Apache Kafka on `localhost`, from verified jars, on a Java of at least the locked version.
+
+    Attributes:
+        cluster_id: Written when its storage is formatted; the nodes of a cluster share one.
+    """
 
     name = "kafka"
     title = "Kafka"
@@ -77,6 +81,7 @@ class KafkaServer(Server):
 
     def __init__(self, directory: Path, port: int, settings: Mapping[str, str]) -> None:
         super().__init__(directory, port)
+        self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._settings = dict(settings)
         self._lock = load_lock()
 
@@ -133,12 +138,11 @@ class KafkaServer(Server):
             self._format()
 
     def _format(self) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         result = subprocess.run(
             self.java_command(
                 "kafka.tools.StorageTool",
                 "format",
-                f"--cluster-id={cluster_id}",
+                f"--cluster-id={self.cluster_id}",
                 f"--config={self._properties_file}",
                 # A format that was killed half-way is completed.
                 "--ignore-formatted",
