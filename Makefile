@@ -45,6 +45,9 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports
 sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick|full)
 	@echo "== fault sweep ($(SWEEP))"
 	SWEEP=$(SWEEP) PYTHONPATH=tests:tests/plugins $(BIN)/python -m sweep
+ifeq ($(SWEEP),full)
+	SWEEP=full $(BIN)/python -m pytest tests/integration/test_leader_change.py
+endif
 
 bench: $(STAMP)  ## Measure the relay against its alternatives
 	@echo "== benchmark"

@@ -32,12 +32,11 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import faust
 import orjson
-from aiokafka import errors as kafka_errors
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from faust.agents import current_agent
 from faust.exceptions import Skip
 from faust.types import TP
@@ -53,10 +52,9 @@ from verity_stream.faust_fixes import (
     CommittedReaderThread,
     CommittedTransport,
     DeliveredOffsetsConsumer,
-    check_versions,
 )
-from verity_stream.publisher import as_verity_error
 from verity_stream.settings import StreamSettings, is_valid_name, load_settings
+from verity_stream.topics import made_whole
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +62,6 @@ BODY_SECONDS_MAX = 25.0
 """How long an agent's function may take: less than the rebalance timeout, as a rebalance waits."""
 SENT_SECONDS_MAX = 60.0
 """How long the broker may take to acknowledge; more than the producer's own patience."""
-TOPICS_SECONDS_MAX = 30.0
-TOPICS_POLL_SECONDS = 0.1
 REASON_CHARACTERS_MAX = 2000
 
 # The guarantees above rest on these.
@@ -455,7 +451,6 @@ def create_app(
         Misconfigured: The id is that of Verity's own workers or can't be part of a topic's name,
             an option can't be set, or Faust is not the pinned version.
     """
-    check_versions()
     settings = load_settings() if settings is None else settings
     workers = {settings.app_id, StreamSettings.model_fields["app_id"].default}
     if app_id in workers:
@@ -679,7 +674,7 @@ class DownstreamApp(VerityApp):
             )
             for topic in topics
         }
-        counts = await _ensure_topics(self.verity, wanted)
+        counts = await made_whole(self.verity.kafka, wanted)
         self._known_topics.update(wanted)
         return counts
 
@@ -809,57 +804,3 @@ def _configs(app: Any, topic: Any) -> dict[str, str]:
         topic.deleting,
     )
     return {name: str(value) for name, value in {**configs, **topic.config}.items()}
-
-
-async def _ensure_topics(
-    settings: StreamSettings, wanted: Mapping[str, NewTopic]
-) -> dict[str, int]:
-    """Create what is missing, and return when all are whole: how many partitions each has.
-
-    What exists is left as it is. A member that joins its group before the metadata has a topic
-    would leave the topic without owners.
-    """
-    if not wanted:
-        return {}
-    admin = AIOKafkaAdminClient(**settings.kafka.client_options())
-    try:
-        async with asyncio.timeout(TOPICS_SECONDS_MAX):
-            await admin.start()
-            missing = wanted.keys() - set(await admin.list_topics())
-            if missing:
-                answer = await admin.create_topics([wanted[name] for name in sorted(missing)])
-                for name, code, *message in answer.topic_errors:
-                    _check_created(settings, name, code, message)
-            while True:
-                described = {topic["topic"]: topic for topic in await admin.describe_topics()}
-                counts = {name: _partition_count(described.get(name)) for name in wanted}
-                if all(counts.values()):
-                    return cast(dict[str, int], counts)
-                await asyncio.sleep(TOPICS_POLL_SECONDS)
-    except TimeoutError:
-        raise Unavailable(
-            f"Kafka did not have the topics {', '.join(sorted(wanted))} ready in time"
-        ) from None
-    except kafka_errors.KafkaError as error:
-        raise as_verity_error(error) from error
-    finally:
-        await admin.close()
-
-
-def _check_created(settings: StreamSettings, name: str, code: int, message: Sequence[Any]) -> None:
-    error = kafka_errors.for_code(code)
-    if error is kafka_errors.InvalidReplicationFactorError:
-        raise Misconfigured(
-            f"VERITY_KAFKA__REPLICATION_FACTOR={settings.kafka.replication_factor}: {message}"
-        )
-    if error not in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
-        raise as_verity_error(error(f"creating the topic {name}: {message}"))
-
-
-def _partition_count(described: Mapping[str, Any] | None) -> int | None:
-    """The number of partitions; None while one has no leader or nothing is known yet."""
-    if described is None or described["error_code"] or not described["partitions"]:
-        return None
-    if any(part["error_code"] or part["leader"] < 0 for part in described["partitions"]):
-        return None
-    return len(described["partitions"])

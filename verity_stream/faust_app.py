@@ -13,18 +13,15 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import faust
 import faust.assignor
 import orjson
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
-    InvalidReplicationFactorError,
     KafkaError,
-    TopicAlreadyExistsError,
-    for_code,
 )
 from faust.web import Request, Response, View
 
@@ -40,11 +37,10 @@ from verity_stream.faust_fixes import (
     partitions_of,
 )
 from verity_stream.placement import evened, partition_for
-from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
 from verity_stream.status import Status
-from verity_stream.topics import CHECKPOINTS_CONFIG
+from verity_stream.topics import CHECKPOINTS_CONFIG, check_partitions, checkpoints_topic, made_whole
 from verity_stream.waiting import patiently
 from verity_stream.watchdog import Limits, Watchdog
 
@@ -60,8 +56,6 @@ STOP_RUNNER_SECONDS_MAX = 5.0
 REBALANCE_TIMEOUT_SECONDS = 30.0
 BROKER_RETRY_SECONDS = 1.0
 BROKER_REQUEST_SECONDS = 5.0
-TOPICS_SECONDS_MAX = 30.0
-TOPICS_POLL_SECONDS = 0.1
 BROKER_REACH_SECONDS = 2.0
 # A broker ends a transaction up to this long after its time-out; some more, to consume it.
 TRANSACTION_END_SECONDS = 15.0
@@ -107,28 +101,6 @@ class Runner(Protocol):
         """The connectors that this worker owns, by id: what `/metrics` shows."""
 
 
-def create_app(settings: StreamSettings, *, app_id: str | None = None, **options: Any) -> faust.App:
-    """A Faust app for agents downstream of the raw topics; reads committed records only.
-
-    The broker, its security and the time-outs come from the settings, nothing from the
-    environment. `faust -A your.module worker` runs it.
-
-    Args:
-        settings: Verity's settings, `verity_stream.settings.load_settings()`.
-        app_id: The consumer group. Give your own, here or as `VERITY_APP_ID`: an app in the group
-            of Verity's workers would take connectors away from them.
-        options: Any setting of Faust, over ours.
-
-    Raises:
-        Misconfigured: Another version of Faust than the pinned one is installed, or its client
-            can't speak the configured security protocol.
-    """
-    check_versions()
-    return VerityApp(
-        app_id or settings.app_id, verity=settings, **{**faust_options(settings), **options}
-    )
-
-
 def create_worker_app(
     settings: StreamSettings,
     runner_factory: Callable[[], Runner],
@@ -142,9 +114,9 @@ def create_worker_app(
         connector_ids: Which connectors there are, so that workers get about as many of them.
 
     Raises:
-        Misconfigured: As `create_app` does.
+        Misconfigured: Another version of Faust than the pinned one is installed, or its client
+            can't speak the configured security protocol.
     """
-    check_versions()
     return WorkerApp(
         settings.app_id,
         verity=settings,
@@ -227,9 +199,14 @@ def broker_credentials(options: Mapping[str, Any]) -> Any:
 
 
 class VerityApp(FixedApp):
-    """A Faust app that waits for its broker and says whether it is alive and ready."""
+    """A Faust app that waits for its broker and says whether it is alive and ready.
+
+    Raises:
+        Misconfigured: Another version of Faust than the pinned one is installed.
+    """
 
     def __init__(self, app_id: str, *, verity: StreamSettings, **options: Any) -> None:
+        check_versions()
         super().__init__(app_id, **options)
         self.verity = verity
         self._preparing: asyncio.Task[None] | None = None
@@ -606,8 +583,8 @@ async def wait_for_broker(settings: StreamSettings) -> None:
             return
 
 
-async def ensure_topics(settings: StreamSettings, names: Sequence[str]) -> None:
-    """Return when each of these compacted topics exists, whole, with the checkpoints' partitions.
+async def ensure_topics(settings: StreamSettings, names: Iterable[str]) -> None:
+    """Return when each of these topics of the checkpoints' kind exists, whole.
 
     Faust would create them, but joins its group before the metadata has them: the leader then
     "ignores a missing topic" and nobody owns its partitions. And with another count it raises at
@@ -618,66 +595,9 @@ async def ensure_topics(settings: StreamSettings, names: Sequence[str]) -> None:
         Denied: We may not create it.
         Unavailable: The broker did not manage in time.
     """
-    partitions = settings.checkpoint_partitions
-    try:
-        admin = await _connect(settings)
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise as_verity_error(error) from error
-    try:
-        async with asyncio.timeout(TOPICS_SECONDS_MAX):
-            while True:
-                # All of them: asking for one by name would create it, with the broker's own
-                # number of partitions, where brokers create topics by themselves.
-                topics = {topic["topic"]: topic for topic in await admin.describe_topics()}
-                for name in names:
-                    await _ensure_topic(admin, settings, name, topics.get(name))
-                if all(_is_whole(topics.get(name), partitions) for name in names):
-                    return
-                await asyncio.sleep(TOPICS_POLL_SECONDS)
-    except TimeoutError as error:
-        raise Unavailable(
-            f"Kafka did not have the topics {', '.join(names)} ready within "
-            f"{TOPICS_SECONDS_MAX:g} s"
-        ) from error
-    except KafkaError as error:
-        raise as_verity_error(error) from error
-    finally:
-        await admin.close()
-
-
-async def _ensure_topic(
-    admin: AIOKafkaAdminClient,
-    settings: StreamSettings,
-    name: str,
-    described: Mapping[str, Any] | None,
-) -> None:
-    partitions = settings.checkpoint_partitions
-    if described is None:
-        replication = settings.kafka.replication_factor
-        answer = await admin.create_topics(
-            [NewTopic(name, partitions, replication, topic_configs=CHECKPOINTS_CONFIG)]
-        )
-        ((_, failure, *_),) = answer.topic_errors
-        if failure == InvalidReplicationFactorError.errno:
-            raise Misconfigured(
-                f"VERITY_KAFKA__REPLICATION_FACTOR is {replication}, more than there are brokers"
-            )
-        if failure not in (0, TopicAlreadyExistsError.errno):
-            raise for_code(failure)(f"creating the topic {name}")
-    elif described["error_code"] == 0 and (found := len(described["partitions"])) != partitions:
-        raise Misconfigured(
-            f"The topic {name} has {found} partitions, but VERITY_CHECKPOINT_PARTITIONS is "
-            f"{partitions}. The number is fixed once the topic exists: set it to {found}, "
-            "or, with all workers stopped, delete the topic."
-        )
-
-
-def _is_whole(described: Mapping[str, Any] | None, partitions: int) -> bool:
-    """Whether every partition is there and has a leader."""
-    if described is None:
-        return False
-    leaders = [p["leader"] for p in described["partitions"] if p["error_code"] == 0]
-    return described["error_code"] == 0 and len(leaders) == partitions and min(leaders) >= 0
+    wanted = {name: checkpoints_topic(settings, name) for name in names}
+    for name, count in (await made_whole(settings.kafka, wanted)).items():
+        check_partitions(settings, name, count)
 
 
 async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:

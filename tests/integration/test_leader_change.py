@@ -188,6 +188,19 @@ async def test_a_leader_that_dies_during_a_commit(
             "source", {one.event_id for one in sequence(bench.name, COUNT)}
         )
         assert worker.process.poll() is None, "the same worker goes on"
+        # While the broker is still dead, a worker can also end and another start.
+        worker.terminate()
+        after = await bench.stored_checkpoint("source") or {}
+        bench.worker()
+
+        async def has_started() -> bool:
+            return (await bench.stored_checkpoint("source") or {})["epoch"] > after["epoch"]
+
+        await eventually(has_started, 60, bench.logs)
+        await bench.wait_for_state("source", "caught_up")
+        await bench.assert_exactly_once(
+            "source", {one.event_id for one in sequence(bench.name, COUNT)}
+        )
         await asyncio.to_thread(cluster.nodes[victim].start)
         await cluster.wait_until_whole(
             topic, TRANSACTIONS_TOPIC, "verity.connector.checkpoints", "__consumer_offsets"

@@ -348,11 +348,11 @@ async def prepared(app: DownstreamApp, monkeypatch: pytest.MonkeyPatch, **found:
 
     async def nothing(*_: Any) -> None: ...
 
-    async def ensure(settings: Any, wanted: dict[str, Any]) -> dict[str, int]:
+    async def ensure(kafka: Any, wanted: dict[str, Any]) -> dict[str, int]:
         return {name: found.get(name, new.num_partitions) for name, new in wanted.items()}
 
     monkeypatch.setattr(VerityApp, "prepare", nothing)
-    monkeypatch.setattr(downstream, "_ensure_topics", ensure)
+    monkeypatch.setattr(downstream, "made_whole", ensure)
     await app.prepare()
 
 

@@ -14,7 +14,7 @@ from faust.types import TP
 
 from verity_sdk.errors import Misconfigured
 from verity_stream import faust_fixes
-from verity_stream.faust_app import VerityApp, create_app
+from verity_stream.faust_app import VerityApp, faust_options
 from verity_stream.faust_fixes import (
     PINNED,
     DeliveredOffsetsConsumer,
@@ -34,9 +34,8 @@ def make_settings(**changes: Any) -> StreamSettings:
 
 
 def make_app() -> VerityApp:
-    app = create_app(make_settings())
-    assert isinstance(app, VerityApp)
-    return app
+    settings = make_settings()
+    return VerityApp("unit", verity=settings, **faust_options(settings))
 
 
 # Versions.

@@ -8,7 +8,6 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-import faust
 import orjson
 import pytest
 from faust.types import TP
@@ -20,7 +19,6 @@ from verity_stream import faust_app
 from verity_stream.faust_app import (
     WorkerApp,
     broker_credentials,
-    create_app,
     create_worker_app,
     mirror_event,
     should_mirror,
@@ -123,14 +121,6 @@ def test_the_environment_does_not_take_over(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in strays.items():
         monkeypatch.setenv(name, value)
     test_the_settings_that_fit()
-
-
-def test_a_downstream_app_has_a_group_of_its_own_and_any_setting() -> None:
-    """`app_id` and options go over ours; the workarounds stay."""
-    app = create_app(make_settings(), app_id="team", broker_commit_interval=3.0)
-    assert (app.conf.id, app.conf.broker_commit_interval) == ("team", 3)
-    assert isinstance(app, faust.App)
-    assert not isinstance(app, WorkerApp)
 
 
 def test_many_apps_share_nothing() -> None:
