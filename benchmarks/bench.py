@@ -77,11 +77,11 @@ class Bench:
         finally:
             await consumer.stop()
 
-    def publisher(self, connector_id: str) -> KafkaPublisher:
-        """As the worker makes it."""
+    def publisher(self, connector_id: str | None) -> KafkaPublisher:
+        """As the worker makes it; without a connector one without transactions."""
         return KafkaPublisher(
             self.settings.kafka,
-            transactional_id=f"verity.{connector_id}",
+            transactional_id=connector_id and f"verity.{connector_id}",
             transaction_timeout=self.settings.transaction_timeout,
         )
 

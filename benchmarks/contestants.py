@@ -24,6 +24,7 @@ from benchmarks.workload import MemoryConnector, MemoryPagedConnector, Workload
 from verity_common.kafka import create_producer
 from verity_sdk.times import format_utc
 
+PAGE = 2000
 GATHERED = 10_000
 """So many futures are outstanding at most in the loop that gathers."""
 JAVA_SECONDS = 120
@@ -127,6 +128,29 @@ async def gathered(bench: Bench, workload: Workload) -> Measured:
                 *[await producer.send(topic, value, key=key) for key, value in records]
             )
         return await _check(bench, topic, clock.stop(len(workload.records)))
+
+
+async def batches(bench: Bench, workload: Workload) -> Measured:
+    """aiokafka's batches of ready-made bytes, page after page: what is left to the relay's client.
+
+    Idempotent, without transactions, headers, source, window or checkpoint.
+    """
+    platform = workload.on_new_platform()
+    async with bench.topic(platform) as topic:
+        publisher = bench.publisher(None)
+        await publisher.start()
+        try:
+            await publisher.open_topic(topic)
+            clock = _Clock()
+            for start in range(0, len(workload.records), PAGE):
+                page = publisher.new_page()
+                for key, value in workload.records[start : start + PAGE]:
+                    page.add(topic, key, value, [])
+                await publisher.publish(page)
+            measured = clock.stop(len(workload.records))
+        finally:
+            await publisher.close()
+        return await _check(bench, topic, measured)
 
 
 class _Delivered:
@@ -280,6 +304,7 @@ CONTESTANTS = (
     Contestant("spec", "the specification's loop", specification, 50),
     Contestant("sdk", "BaseConnector.run(), at least once", sdk_run),
     Contestant("gather", "aiokafka send + gather, ready-made bytes", gathered),
+    Contestant("batches", "aiokafka batches by the page, ready-made bytes", batches),
     Contestant("confluent", "idempotent, ready-made bytes", confluent),
     Contestant("confluent-events", "idempotent, from the events", confluent_events),
     Contestant("java", "ProducerPerformance, idempotent, no keys", java),
