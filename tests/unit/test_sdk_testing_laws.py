@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -976,7 +977,16 @@ def test_a_law_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def test_a_broken_law_says_which_and_how() -> None:
+def test_the_table_is_whole_where_pytest_runs_in_several_processes() -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-k", "TestTinyLaws and l1_", __file__]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^L1 .* holds$", result.stdout, re.MULTILINE), result.stdout
+    assert "node down" not in result.stdout
+
+
+def test_a_broken_law_says_which_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laws, "OUTCOMES", [])  # The table of the session is about the lawful.
     with pytest.raises(LawBroken, match=r"^L28 .* is broken: 'e0': no asset_ref$"):
         TinyLaws().test_l28_events_can_be_published(TinySource(HasNoAsset))
 

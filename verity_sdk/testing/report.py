@@ -97,7 +97,10 @@ def table(outcomes: Iterable[Outcome]) -> str:
 def pytest_sessionfinish(session: Any) -> None:
     """Pytest's hook, in a process of pytest-xdist: hand over what came of the laws here."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["verity_laws"] = [asdict(one) for one in OUTCOMES]
+        # Plain text: an enum can't be sent, and the process would end with a traceback.
+        session.config.workeroutput["verity_laws"] = [
+            {name: str(value) for name, value in asdict(one).items()} for one in OUTCOMES
+        ]
 
 
 @pytest.hookimpl(optionalhook=True)
