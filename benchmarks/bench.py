@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.workload import MemoryConnector
 from verity_sdk.chunks import Limits
-from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
+from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import create_pool, migrate
 from verity_stream.publisher import KafkaPublisher
 from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
@@ -23,6 +23,7 @@ from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettin
 from verity_stream.source import source_of
 from verity_stream.stack import KafkaServer
 from verity_stream.status import State, Status, utc_now
+from verity_stream.topic_reader import KafkaTopicReader
 from verity_stream.topics import Topics
 
 LOOKBACK = timedelta(days=30)

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka import errors as kafka_errors
-
-from verity_common.kafka import KafkaSettings
 from verity_sdk.connector_base import FIRST_SINCE
-from verity_sdk.errors import Unavailable
 from verity_sdk.times import as_utc
 from verity_stream.database import database_errors
-from verity_stream.placement import partition_for
-from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
-    CHECKPOINTS_TOPIC,
     Checkpoint,
     Seen,
-    decode_checkpoint,
     decode_seen,
     encode_seen,
 )
-
-READ_SECONDS = 90.0
-"""Reading back waits at most for another connector's open transaction: its time-out and more."""
-
-READ_RECORDS = 250
-"""So many records are asked of the client at a time: young enough for the garbage collector to
-forget them at once. With 5,000 it takes half of the time."""
-
-ID_HEADERS = frozenset({"event_id", "dead_id"})
 
 
 class Persisted(enum.Enum):
@@ -199,136 +179,6 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         complete_through=row["complete_through"] and as_utc(row["complete_through"]),
         seen=decode_seen(row["seen"]),
     )
-
-
-class TopicReader(Protocol):
-    """What a relay reads back at its start. Call it only after the producer has fenced."""
-
-    async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
-        """The last committed checkpoint record of the connector."""
-
-    def published_ids(
-        self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> AsyncIterator[list[str]]:
-        """The ids of the connector's committed events and dead letters from these offsets on.
-
-        In short lists: a million of them need not be held at once.
-        """
-
-
-class KafkaTopicReader:
-    """Reads committed records up to the high watermark as it stood after the fencing.
-
-    The high watermark, not the last stable offset: an open transaction of another connector
-    lower in the partition would hide this connector's own committed records behind it.
-    Waiting for the high watermark waits at most for that transaction's end.
-    """
-
-    def __init__(self, kafka: KafkaSettings, checkpoint_partitions: int) -> None:
-        self._kafka = kafka
-        self._checkpoint_partitions = checkpoint_partitions
-
-    async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
-        """The last committed checkpoint record of the connector, or None."""
-        partition = partition_for(connector_id, self._checkpoint_partitions)
-        place = TopicPartition(CHECKPOINTS_TOPIC, partition)
-        key = connector_id.encode()
-        last: bytes | None = None
-        async for records in self._read({place: None}):
-            for record in records:
-                if record.key == key:
-                    last = record.value
-        return None if last is None else decode_checkpoint(last)
-
-    async def published_ids(
-        self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> AsyncIterator[list[str]]:
-        """The ids, read from the records' headers: no JSON is parsed."""
-        places: dict[TopicPartition, int | None] = {
-            TopicPartition(topic, partition): offset
-            for topic, offsets in start.items()
-            for partition, offset in offsets.items()
-        }
-        mine = ("connector_id", connector_id.encode())
-        async for records in self._read(places):
-            ids = []
-            for record in records:
-                headers = record.headers
-                if mine in headers:
-                    for name, value in headers:
-                        if name in ID_HEADERS:
-                            ids.append(value.decode())
-            yield ids
-
-    async def _read(
-        self, places: Mapping[TopicPartition, int | None]
-    ) -> AsyncIterator[Sequence[Any]]:
-        """The records of these places from these offsets on, in lists, each of one place."""
-        if not places:
-            return
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                ends = await self._high_watermarks(list(places))
-                # A place that was recreated shorter holds nothing. aiokafka's stop() raises
-                # CancelledError if nothing was awaited since assign().
-                places = {
-                    place: offset
-                    for place, offset in places.items()
-                    if offset is None or offset < ends[place]
-                }
-                if not places:
-                    return
-                async with _consumer(self._kafka, "read_committed") as consumer:
-                    consumer.assign(list(places))
-                    for place, offset in places.items():
-                        if offset is None:
-                            await consumer.seek_to_beginning(place)
-                        else:
-                            # -1: acknowledged as a duplicate whose offset the broker forgot.
-                            consumer.seek(place, max(offset, 0))
-                    unread = {
-                        place for place in places if await consumer.position(place) < ends[place]
-                    }
-                    while unread:
-                        batches = await consumer.getmany(
-                            *unread, timeout_ms=200, max_records=READ_RECORDS
-                        )
-                        for records in batches.values():
-                            yield records
-                        # position() also counts control markers and aborted records.
-                        for place in list(unread):
-                            if await consumer.position(place) >= ends[place]:
-                                unread.discard(place)
-        except TimeoutError:
-            raise Unavailable(
-                "reading back from Kafka took too long: another transaction stays open"
-            ) from None
-        except kafka_errors.KafkaError as error:
-            raise as_verity_error(error) from error
-
-    async def _high_watermarks(self, places: list[TopicPartition]) -> Mapping[Any, int]:
-        async with _consumer(self._kafka, "read_uncommitted") as consumer:
-            # Assigned first, the client learns all topics at once and not one after another.
-            consumer.assign(places)
-            ends: Mapping[Any, int] = await consumer.end_offsets(places)
-            return ends
-
-
-@asynccontextmanager
-async def _consumer(kafka: KafkaSettings, isolation_level: str) -> AsyncIterator[Any]:
-    consumer = AIOKafkaConsumer(
-        **kafka.client_options(),
-        group_id=None,
-        enable_auto_commit=False,
-        isolation_level=isolation_level,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=50,
-    )
-    try:
-        await consumer.start()
-        yield consumer
-    finally:
-        await consumer.stop()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import orjson
 from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Answer, Completeness, completeness
 from verity_sdk.errors import Malformed
-from verity_stream.cli.kafka import CommittedReader
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC
+from verity_stream.topic_reader import CommittedReader
 
 __all__ = ["Answer", "Completeness", "is_complete"]
 

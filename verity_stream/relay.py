@@ -27,13 +27,7 @@ import structlog
 
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.times import format_utc
-from verity_stream.checkpoints import (
-    CheckpointStore,
-    Persisted,
-    TopicReader,
-    after_loss,
-    decide_start,
-)
+from verity_stream.checkpoints import CheckpointStore, Persisted, after_loss, decide_start
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.publisher import Publisher
@@ -52,6 +46,7 @@ from verity_stream.seen import SeenWindow
 from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.source import Clock, RelayPage, Source, earlier
 from verity_stream.status import State, Status, utc_now
+from verity_stream.topic_reader import TopicReader
 
 logger = structlog.get_logger(__name__)
 

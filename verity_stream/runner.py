@@ -20,7 +20,7 @@ from verity_sdk.chunks import Limits
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_sdk.waits import WaitReport, report_wait
-from verity_stream.checkpoints import KafkaTopicReader, PostgresCheckpoints
+from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import create_pool, migrate, require_migrations
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
@@ -38,6 +38,7 @@ from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.snapshots import publish_snapshot
 from verity_stream.source import source_of
 from verity_stream.status import State, Status, utc_now
+from verity_stream.topic_reader import KafkaTopicReader
 from verity_stream.topics import Topics
 from verity_stream.waiting import patiently
 

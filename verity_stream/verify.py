@@ -30,8 +30,7 @@ from aiokafka import errors as kafka_errors
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
-from verity_stream.checkpoints import READ_RECORDS, PostgresCheckpoints, _consumer
-from verity_stream.cli.kafka import CommittedReader, kafka_admin
+from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import database_errors
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
@@ -43,6 +42,7 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.settings import StreamSettings
+from verity_stream.topic_reader import READ_RECORDS, CommittedReader, consumer_of, kafka_admin
 
 STALL_SECONDS = 60.0
 """Reading the events may take as long as they are many, but not without any progress."""
@@ -662,7 +662,7 @@ async def _ready(
     Asked for offsets of topics it does not know, aiokafka learns of them one by one, with a pause
     of 0.2 s after each.
     """
-    async with _consumer(kafka, isolation_level) as consumer:
+    async with consumer_of(kafka, isolation_level) as consumer:
         if places:
             consumer.assign(list(places))
             consumer.pause(*places)
@@ -715,7 +715,7 @@ async def _stream(
     if not unread:
         return
     loop = asyncio.get_running_loop()
-    async with _consumer(kafka, "read_committed") as consumer:
+    async with consumer_of(kafka, "read_committed") as consumer:
         consumer.assign(list(unread))
         await consumer.seek_to_beginning(*unread)
         deadline = loop.time() + STALL_SECONDS

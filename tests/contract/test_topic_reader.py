@@ -21,10 +21,10 @@ from contract.streams import (
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
-from verity_stream import checkpoints as checkpoints_module
-from verity_stream.checkpoints import KafkaTopicReader
+from verity_stream import topic_reader as reader_module
 from verity_stream.placement import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
+from verity_stream.topic_reader import KafkaTopicReader
 
 pytestmark = pytest.mark.stack
 
@@ -118,7 +118,7 @@ async def test_it_is_found_above_an_open_transaction_of_another_connector(
 async def test_reading_back_does_not_wait_for_ever(
     kafka: KafkaSettings, reader: KafkaTopicReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints_module, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(reader_module, "READ_SECONDS", 0.5)
     connector = new_name()
     other = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=new_name())
     await other.start()

@@ -19,7 +19,7 @@ from drafts import ListPage
 
 from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
-from verity_stream.checkpoints import ID_HEADERS, Persisted, Provenance
+from verity_stream.checkpoints import Persisted, Provenance
 from verity_stream.draft import Draft
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
@@ -29,6 +29,7 @@ from verity_stream.records import (
     decode_checkpoint,
 )
 from verity_stream.source import NewDraft, RelayPage
+from verity_stream.topic_reader import ID_HEADERS
 
 PARTITIONS = 3
 CONNECTOR = "memory-1"

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verity_sdk.errors import Denied, Misconfigured, VerityError
-from verity_stream.cli.kafka import kafka_admin
 from verity_stream.cli.output import one_line, quiet_logs
 from verity_stream.database import create_pool, database_errors, missing_migrations
 from verity_stream.records import CHECKPOINTS_TOPIC
@@ -27,6 +26,7 @@ from verity_stream.settings import (
     load_connectors,
     load_settings,
 )
+from verity_stream.topic_reader import kafka_admin
 
 CONFIGURATION = 2
 UNREACHABLE = 1

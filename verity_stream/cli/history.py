@@ -20,7 +20,6 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc, parse_utc
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.cli.kafka import CommittedReader, kafka_admin, partition_counts
 from verity_stream.cli.operate import (
     _checkpoint_body,
     _connector_row,
@@ -40,6 +39,7 @@ from verity_stream.database import database_errors
 from verity_stream.records import GAPS_TOPIC, dead_topic
 from verity_stream.redaction import SECRETS
 from verity_stream.status import LATENESS_BOUNDS
+from verity_stream.topic_reader import CommittedReader, kafka_admin, partition_counts
 
 ADMIN_SECONDS = 10.0
 RECENT = 10
@@ -253,7 +253,7 @@ async def _scan(kafka: KafkaSettings, topics: Collection[str]) -> AsyncIterator[
         for topic, count in counts.items()
         for number in range(count)
     }
-    async for records in CommittedReader(kafka, waits_for_open=False)._read(places):
+    async for records in CommittedReader(kafka, waits_for_open=False).read(places):
         for record in records:
             yield record
 

@@ -18,7 +18,6 @@ from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import format_utc
 from verity_stream import database
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.cli.kafka import CommittedReader
 from verity_stream.cli.output import ago, new_console, new_table, plain, quiet_logs
 from verity_stream.operation import OperationStore
 from verity_stream.records import Checkpoint
@@ -30,6 +29,7 @@ from verity_stream.settings import (
     load_settings,
 )
 from verity_stream.status import utc_now
+from verity_stream.topic_reader import CommittedReader
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ import click
 
 from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import parse_utc
-from verity_stream.checkpoints import KafkaTopicReader
 from verity_stream.cli.operate import (
     _echo_json,
     _require_known,
@@ -22,6 +21,7 @@ from verity_stream.cli.operate import (
 )
 from verity_stream.records import Checkpoint
 from verity_stream.steering import SteeringStore, position_body, rewound
+from verity_stream.topic_reader import KafkaTopicReader
 
 
 class Time(click.ParamType):

@@ -22,7 +22,6 @@ from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.cli.kafka import CommittedReader
 from verity_stream.database import create_pool, migrate
 from verity_stream.demo.proof import Proof, Views, events_in_log, statement_lines
 from verity_stream.demo.show import Progress, proof_lines, who_did_what, who_may_do_what
@@ -31,6 +30,7 @@ from verity_stream.demo.workload import COLLECTOR, DATABASE, Workload
 from verity_stream.operation import OperationStore
 from verity_stream.records import decode_checkpoint, permissions_topic, raw_topic
 from verity_stream.stack import StackAddress
+from verity_stream.topic_reader import CommittedReader
 
 CONNECTOR_ID = "shop-audit"
 SERVER = "shop-server"
