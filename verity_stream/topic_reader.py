@@ -56,6 +56,7 @@ class KafkaTopicReader:
 
     def __init__(self, kafka: KafkaSettings, checkpoint_partitions: int) -> None:
         self._kafka = kafka
+        self._ends_seen_by = "read_uncommitted"
         self._checkpoint_partitions = checkpoint_partitions
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
@@ -98,7 +99,7 @@ class KafkaTopicReader:
             return
         try:
             async with asyncio.timeout(READ_SECONDS):
-                ends = await self._high_watermarks(list(places))
+                ends = await self._ends(list(places))
                 # A place that was recreated shorter holds nothing. aiokafka's stop() raises
                 # CancelledError if nothing was awaited since assign().
                 places = {
@@ -136,8 +137,9 @@ class KafkaTopicReader:
         except kafka_errors.KafkaError as error:
             raise as_verity_error(error) from error
 
-    async def _high_watermarks(self, places: list[TopicPartition]) -> Mapping[Any, int]:
-        async with consumer_of(self._kafka, "read_uncommitted") as consumer:
+    async def _ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
+        """Where to stop: uncommitted it is the high watermark, committed the last stable offset."""
+        async with consumer_of(self._kafka, self._ends_seen_by) as consumer:
             # Assigned first, the client learns all topics at once and not one after another.
             consumer.assign(places)
             ends: Mapping[Any, int] = await consumer.end_offsets(places)
@@ -176,7 +178,8 @@ class CommittedReader(KafkaTopicReader):
     ) -> None:
         super().__init__(kafka, 1)
         self._seconds = seconds
-        self._waits_for_open = waits_for_open
+        if not waits_for_open:
+            self._ends_seen_by = "read_committed"
 
     async def records(self, topic: str) -> list[Any]:
         """Every committed record of a topic, in order within each partition; none without it."""
@@ -201,14 +204,6 @@ class CommittedReader(KafkaTopicReader):
             except Malformed as error:
                 found[connector_id] = error
         return found
-
-    async def _high_watermarks(self, places: list[TopicPartition]) -> Mapping[Any, int]:
-        if self._waits_for_open:
-            return await super()._high_watermarks(places)
-        async with consumer_of(self._kafka, "read_committed") as consumer:
-            consumer.assign(places)
-            ends: Mapping[Any, int] = await consumer.end_offsets(places)
-            return ends
 
 
 @asynccontextmanager
