@@ -148,6 +148,7 @@ class KafkaTopicReader:
 
 @asynccontextmanager
 async def consumer_of(kafka: KafkaSettings, isolation_level: str) -> AsyncIterator[Any]:
+    """A consumer without a group, started and stopped; assign it what it is to read."""
     consumer = AIOKafkaConsumer(
         **kafka.client_options(),
         group_id=None,
