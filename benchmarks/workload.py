@@ -40,9 +40,9 @@ class Workload:
         encoder = EventEncoder("bench", "principal_ref", RECORD_BYTES_MAX)
         records = []
         for event in events:
-            encoded = encoder.encode(event)
-            assert len(encoded.value) == EVENT_BYTES, f"an event is {len(encoded.value)} bytes"
-            records.append((encoded.key, encoded.value))
+            *_, key, value = encoder.encode(event)
+            assert len(value) == EVENT_BYTES, f"an event is {len(value)} bytes"
+            records.append((key, value))
         return cls(events, records)
 
     def first(self, count: int) -> Workload:

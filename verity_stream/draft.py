@@ -28,12 +28,9 @@ from verity_stream.records import (
 )
 from verity_stream.seen import SeenWindow
 
-TURN = 250
-"""After so many events, a millisecond's work, other tasks have their turn."""
-
-FIRST_EVENTS, FIRST_TURNS = 600, 40
-"""More often among a page's first events: meanwhile the page before is sent, which takes a dozen
-turns until it is the broker's."""
+TURN = 25
+"""After so many events other tasks have their turn: meanwhile the page before is sent, which takes
+some fifty turns until its row is in Postgres."""
 
 
 class Outlet:
@@ -95,10 +92,13 @@ class Draft:
         self.size_bytes = 0
         self.is_empty, self.is_full = True, False
         self._outlet = outlet
+        self._encode = outlet.encoder.encode
+        self._claim = outlet.window.claim
+        self._open_topics = outlet.open_topics
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._count = 0
-        self._turn_at = FIRST_TURNS
+        self._turn_at = TURN
         self._unpublishable: list[tuple[Any, str]] = []
         self._rejected: list[RejectedRecord] = []
         self._origin: Origin | None = None
@@ -115,32 +115,32 @@ class Draft:
     def add(self, event: Any, /) -> Awaitable[None] | None:
         """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
-            encoded = self._outlet.encoder.encode(event)
+            encoded = self._encode(event)
         except Malformed as error:
             self._unpublishable.append((event, str(error)))
             self._grow(json_bytes_of(event))
             return None
-        self.times.append(encoded.occurred_at)
-        self._grow(len(encoded.value))
-        if encoded.topic not in self._outlet.open_topics:
-            return self._publish_to_new_topic(encoded)
-        self._publish(encoded)
+        _, _, _, topic, _, _ = encoded
+        if topic not in self._open_topics:
+            return self._add_to_new_topic(topic, encoded)
+        self._add(encoded)
         if self._count < self._turn_at:
             return None
-        self._turn_at += FIRST_TURNS if self._count < FIRST_EVENTS else TURN
+        self._turn_at += TURN
         return asyncio.sleep(0)
 
-    async def _publish_to_new_topic(self, event: EncodedEvent) -> None:
-        await self._outlet.open_topic(event.topic)
-        self._publish(event)
+    async def _add_to_new_topic(self, topic: str, event: EncodedEvent) -> None:
+        await self._outlet.open_topic(topic)
+        self._add(event)
 
-    def _publish(self, event: EncodedEvent) -> None:
-        event_id, at, topic, key, value = event
-        if self._outlet.window.claim(event_id):
-            headers = [("event_id", event_id.encode()), *self._headers]
-            self.page.add(topic, key, value, headers)
+    def _add(self, event: EncodedEvent) -> None:
+        event_id, id_header, occurred_at, topic, key, value = event
+        self._grow(len(value))
+        self.times.append(occurred_at)
+        if self._claim(event_id):
+            self.page.add(topic, key, value, [("event_id", id_header), *self._headers])
             self.ids.append(event_id)
-            self.fresh_times.append(at)
+            self.fresh_times.append(occurred_at)
 
     def reject(self, record: RejectedRecord) -> None:
         """Add a source record that was not understood."""

@@ -18,8 +18,7 @@ the records may be visible.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -49,7 +48,9 @@ KEYS_CACHED_MAX = 65_536
 class OutgoingPage(Protocol):
     """Records that are published together."""
 
-    record_count: int
+    @property
+    def record_count(self) -> int:
+        """How many were added."""
 
     def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
         """Add a record of a topic that was opened."""
@@ -118,14 +119,19 @@ def as_verity_error(error: BaseException) -> VerityError:
     return Unavailable(f"Kafka: {what}")
 
 
-@dataclass(slots=True)
-class _Place:
-    """What a page has for one partition: the batch that is being filled, and those before it."""
+class _Partitions(dict[bytes | None, int]):
+    """Keys and their partitions, as Kafka's default partitioner has them; remembered, bounded."""
 
-    topic: str
-    partition: int
-    batch: BatchBuilder
-    full: list[BatchBuilder] = field(default_factory=list)
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def __missing__(self, key: bytes | None) -> int:
+        partition = 0 if key is None else (murmur2(key) & 0x7FFFFFFF) % self._count
+        if len(self) >= KEYS_CACHED_MAX:
+            self.clear()
+        self[key] = partition
+        return partition
 
 
 class Batches:
@@ -133,41 +139,38 @@ class Batches:
 
     Args:
         producer: Makes the batches and sends them.
-        partition_of: The partition of a topic and key.
+        partitions: The partition of every key, for each topic that was opened.
     """
 
     def __init__(
-        self, producer: AIOKafkaProducer, partition_of: Callable[[str, bytes | None], int]
+        self, producer: AIOKafkaProducer, partitions: Mapping[str, Mapping[bytes | None, int]]
     ) -> None:
-        self.record_count = 0
         self._producer = producer
-        self._partition_of = partition_of
-        self._places: dict[tuple[str, int], _Place] = {}
-        self._place_of: dict[tuple[str, bytes | None], _Place] = {}
+        self._partitions = partitions
+        self._all: list[tuple[str, int, BatchBuilder]] = []
+        self._filling: dict[tuple[str, int], BatchBuilder] = {}
+
+    @property
+    def record_count(self) -> int:
+        """How many records were added."""
+        return sum(batch.record_count() for _, _, batch in self._all)
 
     def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
         """Add a record to its partition's batch."""
-        place = self._place_of.get((topic, key)) or self._new_place(topic, key)
-        if place.batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-            place.full.append(place.batch)
-            place.batch = self._producer.create_batch()
-            # A new batch takes its first record whatever its size.
-            place.batch.append(timestamp=None, key=key, value=value, headers=headers)
-        self.record_count += 1
+        place = topic, self._partitions[topic][key]
+        batch = self._filling.get(place) or self._begin(*place)
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            # It is full; a new one takes its first record whatever its size.
+            batch = self._begin(*place)
+            batch.append(timestamp=None, key=key, value=value, headers=headers)
 
-    def _new_place(self, topic: str, key: bytes | None) -> _Place:
-        partition = self._partition_of(topic, key)
-        place = self._places.get((topic, partition))
-        if place is None:
-            place = _Place(topic, partition, self._producer.create_batch())
-            self._places[topic, partition] = place
-        self._place_of[topic, key] = place
-        return place
+    def _begin(self, topic: str, partition: int) -> BatchBuilder:
+        batch = self._filling[topic, partition] = self._producer.create_batch()
+        self._all.append((topic, partition, batch))
+        return batch
 
     def __iter__(self) -> Iterator[tuple[str, int, BatchBuilder]]:
-        for place in self._places.values():
-            for batch in (*place.full, place.batch):
-                yield place.topic, place.partition, batch
+        return iter(self._all)
 
 
 class KafkaPublisher:
@@ -203,8 +206,7 @@ class KafkaPublisher:
         self._options = options
         self._producer: AIOKafkaProducer | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._partition_counts: dict[str, int] = {}
-        self._partitions: dict[tuple[str, bytes | None], int] = {}
+        self._partitions: dict[str, _Partitions] = {}
 
     async def start(self) -> None:
         """Connect, fence older producers and abort what they left open."""
@@ -221,7 +223,7 @@ class KafkaPublisher:
 
     def new_page(self) -> Batches:
         """An empty page; see the protocol."""
-        return Batches(self._started, self._partition)
+        return Batches(self._started, self._partitions)
 
     async def open_topic(self, topic: str) -> None:
         """Learn how many partitions a topic has.
@@ -229,11 +231,12 @@ class KafkaPublisher:
         Raises:
             Unavailable: The broker does not say so in time.
         """
-        if topic not in self._partition_counts:
+        if topic not in self._partitions:
             try:
-                self._partition_counts[topic] = len(await self._started.partitions_for(topic))
+                count = len(await self._started.partitions_for(topic))
             except kafka_errors.KafkaError as error:
                 raise as_verity_error(error) from error
+            self._partitions[topic] = _Partitions(count)
 
     async def publish(
         self,
@@ -261,9 +264,10 @@ class KafkaPublisher:
         if self._is_transactional:
             await producer.begin_transaction()
             if sealed_in is not None:
-                await self.open_topic(sealed_in[0])
+                topic, key = sealed_in
+                await self.open_topic(topic)
                 producer._txn_manager.maybe_add_partition_to_txn(
-                    TopicPartition(sealed_in[0], self._partition(*sealed_in))
+                    TopicPartition(topic, self._partitions[topic][key])
                 )
         passing("after_begin")
         offsets = await self._send(producer, page)
@@ -290,14 +294,13 @@ class KafkaPublisher:
             for record in records:
                 await self.open_topic(record.topic)
                 page.add(*record)
-        batches = list(page)
         futures: list[asyncio.Future[Any]] = []
-        for topic, partition, batch in batches:
+        for topic, partition, batch in page:
             batch.close()
             futures.append(await producer.send_batch(batch, topic, partition=partition))
         acknowledged = await asyncio.gather(*futures, return_exceptions=True)
         offsets: Offsets = {}
-        for (topic, partition, batch), metadata in zip(batches, acknowledged, strict=True):
+        for (topic, partition, batch), metadata in zip(page, acknowledged, strict=True):
             if isinstance(metadata, BaseException):
                 raise metadata
             first, last = metadata.offset, metadata.offset + batch.record_count() - 1
@@ -307,19 +310,6 @@ class KafkaPublisher:
                 last = max(last, taken[partition][1])
             taken[partition] = (first, last)
         return offsets
-
-    def _partition(self, topic: str, key: bytes | None) -> int:
-        """The partition of a key, as Kafka's default partitioner has it; remembered, bounded."""
-        known = self._partitions.get((topic, key))
-        if known is not None:
-            return known
-        partition = 0
-        if key is not None:
-            partition = (murmur2(key) & 0x7FFFFFFF) % self._partition_counts[topic]
-        if len(self._partitions) >= KEYS_CACHED_MAX:
-            self._partitions.clear()
-        self._partitions[topic, key] = partition
-        return partition
 
     async def close(self) -> None:
         """Abort what is open and disconnect; never raises an error, bounded in time.

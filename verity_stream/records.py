@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 import structlog
@@ -85,19 +85,11 @@ class Origin:
         ]
 
 
-class EncodedEvent(NamedTuple):
-    """An event as it goes to Kafka, but for the headers that its whole page shares.
+EncodedEvent: TypeAlias = tuple[str, bytes, datetime, str, bytes, bytes]
+"""An event as it goes to Kafka, but for the headers that its whole page shares: the source's id as
+text and in UTF-8, when it occurred (aware UTC), topic, key, value.
 
-    Attributes:
-        event_id: The source's id, as text.
-        occurred_at: Aware UTC.
-    """
-
-    event_id: str
-    occurred_at: datetime
-    topic: str
-    key: bytes
-    value: bytes
+There is one for every event; a tuple with names takes seven times as long to make."""
 
 
 class EventEncoder:
@@ -151,7 +143,8 @@ class EventEncoder:
                 value = _dumps(body)
             key = str(self._key_of(event)).encode()
             identity = str(event_id)
-            size = len(value) + len(key) + len(identity.encode())
+            id_header = identity.encode()
+            size = len(value) + len(key) + len(id_header)
         except (TypeError, ValueError, RecursionError) as error:
             raise Malformed(f"the event can't be written as JSON: {error}") from error
         if size > self._record_bytes_max:
@@ -159,7 +152,7 @@ class EventEncoder:
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
-        return EncodedEvent(identity, at, self._topic(platform), key, value)
+        return identity, id_header, at, self._topic(platform), key, value
 
     def _utc(self, at: Any) -> datetime:
         """A time that is not UTC yet; naive ones are warned of once."""

@@ -105,7 +105,7 @@ class CommitsWithoutAcknowledgements(KafkaPublisher):
             batch.append(timestamp=None, key=key, value=value, headers=headers)
             batch.close()
             await self.open_topic(topic)
-            partition = self._partition(topic, key)
+            partition = self._partitions[topic][key]
             await producer.send_batch(batch, topic, partition=partition)
         return {}
 

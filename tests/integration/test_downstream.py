@@ -143,7 +143,7 @@ class Source:
         return publisher
 
     def record(self, event: RawEvent) -> Record:
-        event_id, _, topic, key, value = self._encoder.encode(
+        event_id, _, _, topic, key, value = self._encoder.encode(
             replace(event, platform=self.platform)
         )
         headers = [("event_id", event_id.encode()), *self.origin.headers("raw_event/1")]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import string
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
@@ -21,7 +21,6 @@ from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     Checkpoint,
-    EncodedEvent,
     EventEncoder,
     Origin,
     PageSummary,
@@ -64,10 +63,19 @@ def event(**fields: Any) -> RawEvent:
     )
 
 
+class Encoded(NamedTuple):
+    event_id: str
+    id_header: bytes
+    occurred_at: datetime
+    topic: str
+    key: bytes
+    value: bytes
+
+
 def encode(
     one: RawEvent, bytes_max: int = BYTES_MAX, partition_by: str = "principal_ref"
-) -> EncodedEvent:
-    return EventEncoder("acme-1", partition_by, bytes_max).encode(one)
+) -> Encoded:
+    return Encoded(*EventEncoder("acme-1", partition_by, bytes_max).encode(one))
 
 
 def whole(records: list[Record]) -> bytes:
