@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -295,9 +295,17 @@ async def relay_plain(bench: Bench, workload: Workload) -> Measured:
 
 async def relay_paged(bench: Bench, workload: Workload) -> Measured:
     """The relay, exactly once, from a connector that yields pages of 500; they are coalesced."""
-    return await _relay(
-        bench, workload, lambda config: MemoryPagedConnector({**config, "page_events": 500})
-    )
+    return await _relay(bench, workload, _pages_of_500)
+
+
+async def relay_large(bench: Bench, workload: Workload) -> Measured:
+    """As `relay_paged`, with four times as many events a transaction."""
+    settings = bench.settings.model_copy(update={"page_events": 4 * PAGE})
+    return await _relay(replace(bench, settings=settings), workload, _pages_of_500)
+
+
+def _pages_of_500(config: Any) -> MemoryPagedConnector:
+    return MemoryPagedConnector({**config, "page_events": 500})
 
 
 CONTESTANTS = (
@@ -310,4 +318,5 @@ CONTESTANTS = (
     Contestant("java", "ProducerPerformance, idempotent, no keys", java),
     Contestant("relay", "exactly once, pages of 2,000", relay_plain),
     Contestant("relay-500", "exactly once, pages of 500 coalesced", relay_paged),
+    Contestant("relay-8000", "the same, to pages of 8,000", relay_large),
 )

@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
     names = [one.name for one in CONTESTANTS] + list(EXTRAS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--events", type=int, default=100_000, help="how many events each gets")
+    parser.add_argument("--events", type=int, default=200_000, help="how many events each gets")
     parser.add_argument(
         "--only", action="append", metavar="NAME", choices=names, help=" | ".join(names)
     )

@@ -17,7 +17,6 @@ from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
-    EncodedEvent,
     EventEncoder,
     Headers,
     Origin,
@@ -115,32 +114,29 @@ class Draft:
     def add(self, event: Any, /) -> Awaitable[None] | None:
         """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
-            encoded = self._encode(event)
+            event_id, id_header, occurred_at, topic, key, value = self._encode(event)
         except Malformed as error:
             self._unpublishable.append((event, str(error)))
             self._grow(json_bytes_of(event))
             return None
-        _, _, _, topic, _, _ = encoded
         if topic not in self._open_topics:
-            return self._add_to_new_topic(topic, encoded)
-        self._add(encoded)
-        if self._count < self._turn_at:
-            return None
-        self._turn_at += TURN
-        return asyncio.sleep(0)
-
-    async def _add_to_new_topic(self, topic: str, event: EncodedEvent) -> None:
-        await self._outlet.open_topic(topic)
-        self._add(event)
-
-    def _add(self, event: EncodedEvent) -> None:
-        event_id, id_header, occurred_at, topic, key, value = event
+            return self._add_to_new_topic(topic, event)
         self._grow(len(value))
         self.times.append(occurred_at)
         if self._claim(event_id):
             self.page.add(topic, key, value, [("event_id", id_header), *self._headers])
             self.ids.append(event_id)
             self.fresh_times.append(occurred_at)
+        if self._count < self._turn_at:
+            return None
+        self._turn_at += TURN
+        return asyncio.sleep(0)
+
+    async def _add_to_new_topic(self, topic: str, event: Any) -> None:
+        await self._outlet.open_topic(topic)
+        waiting = self.add(event)
+        if waiting is not None:
+            await waiting
 
     def reject(self, record: RejectedRecord) -> None:
         """Add a source record that was not understood."""
