@@ -28,11 +28,15 @@ MERGED_SPAN = timedelta(minutes=1)
 """Pages kept as one hold at most so many ids, and of this span: they are forgotten together."""
 
 
+Place = tuple[str, int]
+"""A topic's partition."""
+
+
 @dataclass(slots=True)
 class _PageIds:
     hashes: array[int]
     newest_at: datetime
-    start: dict[str, dict[int, int]]
+    start: dict[Place, int]
     first_at: datetime
 
 
@@ -48,6 +52,10 @@ class SeenWindow:
         self._ids_max = ids_max
         self._hashes: set[int] = set()
         self._pages: deque[_PageIds] = deque()
+        # Page after page a partition's offsets ascend: the first page that has some of it has the
+        # least. So dropping a page need not look at all others.
+        self._first: dict[Place, int] = {}
+        self._last: dict[Place, int] = {}
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -78,8 +86,9 @@ class SeenWindow:
         if not ids:
             return 0
         start = {
-            topic: {partition: first for partition, (first, _) in taken.items()}
+            (topic, partition): first
             for topic, taken in offsets.items()
+            for partition, (first, _) in taken.items()
         }
         return self._add(array("q", map(hash, ids)), newest_at, start)
 
@@ -87,21 +96,36 @@ class SeenWindow:
         """Take in ids read back from the topics, list by list; returns how many were forgotten."""
         hashes = array("q", map(hash, ids))
         self._hashes.update(hashes)
-        start = {topic: dict(offsets) for topic, offsets in seen.start.items()}
+        start = {
+            (topic, partition): first
+            for topic, taken in seen.start.items()
+            for partition, first in taken.items()
+        }
         return self._add(hashes, seen.newest_at, start)
 
-    def _add(
-        self, hashes: array[int], newest_at: datetime, start: dict[str, dict[int, int]]
-    ) -> int:
+    def _add(self, hashes: array[int], newest_at: datetime, start: dict[Place, int]) -> int:
+        for place, offset in start.items():
+            if offset < self._last.get(place, offset):
+                self._begin_again(place, offset)
+            self._first.setdefault(place, offset)
+            self._last[place] = offset
         self._append(hashes, newest_at, start)
         forgotten = 0
         while len(self._hashes) > self._ids_max and len(self._pages) > 1:
-            forgotten += self._forget_oldest()
+            oldest = self._pages.popleft()
+            self._forget([oldest])
+            forgotten += len(oldest.hashes)
         return forgotten
 
-    def _append(
-        self, hashes: array[int], newest_at: datetime, start: dict[str, dict[int, int]]
-    ) -> None:
+    def _begin_again(self, place: Place, offset: int) -> None:
+        """The topic was made anew: what was published before is not behind its offsets any more."""
+        for page in self._pages:
+            if place in page.start:
+                page.start[place] = min(page.start[place], offset)
+        if place in self._first:
+            self._first[place] = min(self._first[place], offset)
+
+    def _append(self, hashes: array[int], newest_at: datetime, start: dict[Place, int]) -> None:
         """Take in a page, together with the one before where both are small and near in time."""
         last = self._pages[-1] if self._pages else None
         if (
@@ -114,10 +138,7 @@ class SeenWindow:
             return
         last.hashes.extend(hashes)
         last.newest_at = max(last.newest_at, newest_at)
-        for topic, offsets in start.items():
-            known = last.start.setdefault(topic, {})
-            for partition, offset in offsets.items():
-                known[partition] = min(known.get(partition, offset), offset)
+        last.start = start | last.start
 
     def forget_before(self, at: datetime) -> None:
         """Forget the pages all of whose events occurred before `at`."""
@@ -125,27 +146,32 @@ class SeenWindow:
         gone = [page for page in self._pages if page.newest_at < at]
         if gone:
             self._pages = deque(page for page in self._pages if page.newest_at >= at)
-            for page in gone:
-                self._hashes.difference_update(page.hashes)
+            self._forget(gone)
 
     def forget_all(self) -> None:
         """Forget everything: an operator asked for a replay."""
         self._hashes.clear()
         self._pages.clear()
+        self._first.clear()
+        self._last.clear()
 
-    def _forget_oldest(self) -> int:
-        page = self._pages.popleft()
-        self._hashes.difference_update(page.hashes)
-        return len(page.hashes)
+    def _forget(self, gone: Sequence[_PageIds]) -> None:
+        """Drop what is left of pages that were taken out."""
+        for page in gone:
+            self._hashes.difference_update(page.hashes)
+        for place in {place for page in gone for place in page.start}:
+            firsts = (page.start[place] for page in self._pages if place in page.start)
+            first = next(firsts, None)
+            if first is None:
+                del self._first[place]
+            else:
+                self._first[place] = first
 
     def seen(self) -> Seen | None:
         """What a checkpoint has to say so that the window can be read back; None where empty."""
         if not self._pages:
             return None
         start: dict[str, dict[int, int]] = {}
-        for page in self._pages:
-            for topic, offsets in page.start.items():
-                known = start.setdefault(topic, {})
-                for partition, offset in offsets.items():
-                    known[partition] = min(known.get(partition, offset), offset)
+        for (topic, partition), first in self._first.items():
+            start.setdefault(topic, {})[partition] = first
         return Seen(start, max(page.newest_at for page in self._pages))
