@@ -294,18 +294,23 @@ async def relay_plain(bench: Bench, workload: Workload) -> Measured:
 
 
 async def relay_paged(bench: Bench, workload: Workload) -> Measured:
-    """The relay, exactly once, from a connector that yields pages of 500; they are coalesced."""
-    return await _relay(bench, workload, _pages_of_500)
+    """The relay, exactly once, from a connector that yields pages; they are coalesced."""
+    return await _relay(bench, workload, _pages_of(PAGE))
 
 
-async def relay_large(bench: Bench, workload: Workload) -> Measured:
-    """As `relay_paged`, with four times as many events a transaction."""
-    settings = bench.settings.model_copy(update={"page_events": 4 * PAGE})
-    return await _relay(replace(bench, settings=settings), workload, _pages_of_500)
+async def relay_small_pages(bench: Bench, workload: Workload) -> Measured:
+    """As `relay_paged`, with smaller pages to coalesce."""
+    return await _relay(bench, workload, _pages_of(500))
 
 
-def _pages_of_500(config: Any) -> MemoryPagedConnector:
-    return MemoryPagedConnector({**config, "page_events": 500})
+async def relay_one_by_one(bench: Bench, workload: Workload) -> Measured:
+    """As `relay_paged`, but every page is a transaction."""
+    settings = bench.settings.model_copy(update={"page_events": PAGE})
+    return await _relay(replace(bench, settings=settings), workload, _pages_of(PAGE))
+
+
+def _pages_of(event_count: int) -> Callable[[Any], MemoryPagedConnector]:
+    return lambda config: MemoryPagedConnector({**config, "page_events": event_count})
 
 
 CONTESTANTS = (
@@ -316,7 +321,8 @@ CONTESTANTS = (
     Contestant("confluent", "idempotent, ready-made bytes", confluent),
     Contestant("confluent-events", "idempotent, from the events", confluent_events),
     Contestant("java", "ProducerPerformance, idempotent, no keys", java),
-    Contestant("relay", "exactly once, pages of 2,000", relay_plain),
-    Contestant("relay-500", "exactly once, pages of 500 coalesced", relay_paged),
-    Contestant("relay-8000", "the same, to pages of 8,000", relay_large),
+    Contestant("relay", "exactly once, single events", relay_plain),
+    Contestant("relay-2000", "exactly once, pages of 2,000", relay_paged),
+    Contestant("relay-500", "exactly once, pages of 500", relay_small_pages),
+    Contestant("uncoalesced", "relay, pages of 2,000, a transaction each", relay_one_by_one),
 )

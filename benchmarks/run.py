@@ -179,7 +179,8 @@ def _table(
 ) -> Table:
     table = Table(
         title=f"{options.events:,} events of {EVENT_BYTES} bytes, {options.rounds} rounds, "
-        f"{settings.kafka.event_partitions} partitions"
+        f"{settings.kafka.event_partitions} partitions, "
+        f"transactions of at most {settings.page_events:,} events"
     )
     table.add_column("")
     table.add_column("events/s", justify="right")

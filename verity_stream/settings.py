@@ -69,7 +69,7 @@ class StreamSettings(VerityConfig):
     checkpoint_partitions: int = Field(24, ge=1, le=1000)
 
     page_events: int = Field(
-        2000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."
+        8000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."
     )
     page_bytes: int = Field(
         8 * 1024 * 1024,
