@@ -29,7 +29,7 @@ from verity_stream.seen import SeenWindow
 
 TURN = 25
 """After so many events other tasks have their turn: meanwhile the page before is sent, which takes
-some fifty turns until its row is in Postgres."""
+some sixty turns until its row is in Postgres."""
 
 
 class Outlet:
