@@ -134,7 +134,7 @@ class Draft:
 
     async def _add_to_new_topic(self, topic: str, event: Any) -> None:
         await self._outlet.open_topic(topic)
-        waiting = self.add(event)
+        waiting = self.add(event)  # Once more from the start: a topic is new once.
         if waiting is not None:
             await waiting
 

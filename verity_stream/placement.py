@@ -10,17 +10,22 @@ EVEN_ENOUGH = 0.2
 """Workers whose numbers of connectors differ by less than this share of the mean are even."""
 
 
+def partition_of_key(key: bytes, partitions: int) -> int:
+    """The partition that a Kafka producer's default partitioner picks for a record's key."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
 def partition_for(connector_id: str, partitions: int) -> int:
     """The partition of the checkpoints topic that a connector belongs to.
 
-    The same number that a Kafka producer's default partitioner picks for the key, so that the
-    relay's checkpoint record, its changelog record and the worker that runs the connector meet.
+    A producer picks the same one, so that the relay's checkpoint record, its changelog record and
+    the worker that runs the connector meet.
 
     Args:
         connector_id: The key of the checkpoint record.
         partitions: How many partitions the topic has.
     """
-    return int((murmur2(connector_id.encode()) & 0x7FFFFFFF) % partitions)
+    return partition_of_key(connector_id.encode(), partitions)
 
 
 def evened(owned: Mapping[str, Collection[int]], weights: Mapping[int, int]) -> dict[str, set[int]]:

@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from verity_common.kafka import KafkaSettings, abandon
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_stream.failpoints import passing
+from verity_stream.placement import partition_of_key
 from verity_stream.records import Headers, Offsets, Record
 
 logger = structlog.get_logger(__name__)
@@ -127,7 +127,7 @@ class _Partitions(dict[bytes | None, int]):
         self._count = count
 
     def __missing__(self, key: bytes | None) -> int:
-        partition = 0 if key is None else (murmur2(key) & 0x7FFFFFFF) % self._count
+        partition = 0 if key is None else partition_of_key(key, self._count)
         if len(self) >= KEYS_CACHED_MAX:
             self.clear()
         self[key] = partition
