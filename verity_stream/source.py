@@ -110,6 +110,7 @@ class _Pages:
 
     Attributes:
         largest_bytes: The size of the largest of them.
+        is_torn: Whether it holds a part of a page.
     """
 
     def __init__(self, draft: Draft, pages_max: int) -> None:
@@ -117,7 +118,7 @@ class _Pages:
         self.cursor: Any = None
         self.complete_through: datetime | None = None
         self.largest_bytes = 0
-        self.is_empty, self.is_full = True, False
+        self.is_empty, self.is_full, self.is_torn = True, False, False
         self._pages_left = pages_max
 
     async def add(self, page: Page, /) -> None:
@@ -126,6 +127,7 @@ class _Pages:
         A part of it could only be published without one, and a crash would repeat whatever of it
         the seen window no longer remembers.
         """
+        self.is_torn = True
         size_before = self.draft.size_bytes
         for event in page.events:
             waiting = self.draft.add(event)
@@ -141,7 +143,7 @@ class _Pages:
             through = as_utc(page.complete_through)
             self.complete_through = max(through, self.complete_through or through)
         self._pages_left -= 1
-        self.is_empty = False
+        self.is_empty = self.is_torn = False
         self.is_full = self.draft.is_full or not self._pages_left
 
 
@@ -174,7 +176,8 @@ class PagedSource:
         gathered = filled(stream, new, self._limits)
         async with closing(gathered):
             async for pages, _ in gathered:
-                if pages.is_empty:
+                # What adding a page failed for follows as an error; all of it is asked for again.
+                if pages.is_empty or pages.is_torn:
                     continue
                 self._warn_of_size(checkpoint.connector_id, pages.largest_bytes)
                 # A connector that knows how far it is complete says so; of another the

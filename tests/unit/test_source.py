@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_sdk import chunks as chunks_module
-from verity_sdk.chunks import Limits, Watermark, chunked
+from verity_sdk.chunks import Limits, Watermark, chunked, filled
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
@@ -217,6 +218,49 @@ async def test_a_source_that_fails_while_it_is_closed_leaves_no_noise(
         await asyncio.sleep(0)
         gc.collect()
     assert caplog.records == []
+
+
+class SlowBasket:
+    """Takes an item in in two steps, between which others have their turn."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.halves = 0
+        self.is_empty, self.is_full = True, False
+
+    async def add(self, item: Any, /) -> None:
+        self.halves += 1
+        self.is_empty = False
+        await asyncio.sleep(0)
+        self.halves += 1
+        self.items.append(item)
+        self.is_full = len(self.items) >= 10
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 3))
+def test_a_basket_that_was_handed_over_is_never_added_to(waits: list[bool], slow: int) -> None:
+    """Whenever it is handed over: what came later would be in no basket that goes out."""
+    given_items = list(range(len(waits)))
+    things = [
+        thing
+        for number, is_waiting in zip(given_items, waits, strict=True)
+        for thing in ([lambda: asyncio.sleep(0)] if is_waiting else []) + [number]
+    ]
+
+    async def scenario() -> tuple[list[SlowBasket], list[list[int]]]:
+        baskets, handed_over = [], []
+        limits = Limits(10, timedelta(0))
+        async for basket, _ in filled(yielding(*things), SlowBasket, limits):
+            baskets.append(basket)
+            handed_over.append(list(basket.items))
+            assert basket.halves == 2 * len(basket.items)
+            for _ in range(slow):
+                await asyncio.sleep(0)
+        return baskets, handed_over
+
+    baskets, handed_over = asyncio.run(scenario())
+    assert [item for items in handed_over for item in items] == given_items
+    assert [basket.items for basket in baskets] == handed_over
 
 
 # Watermark
@@ -483,6 +527,63 @@ async def test_pages_before_an_error_come_out_first() -> None:
     assert (await anext(pages)).cursor == {"next": 1}
     with pytest.raises(Denied):
         await anext(pages)
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 1, 1, 2, 24, 25, 26, 60]), max_size=60),
+    events_max=st.sampled_from([2, 25, 26, 1000]),
+    slow=st.integers(0, 2),
+)
+def test_what_goes_out_is_whole_however_it_was_cut(
+    sizes: list[int], events_max: int, slow: int
+) -> None:
+    """A draft gives others their turn at every 25th event, and with them to what hands it over."""
+    numbers = itertools.count()
+    given_pages = [
+        Page([event(next(numbers)) for _ in range(size)], {"next": page + 1})
+        for page, size in enumerate(sizes)
+    ]
+    ends = list(itertools.accumulate(sizes, initial=0))
+
+    async def scenario() -> None:
+        source: Any = PagedSource(
+            Paged(*given_pages), Limits(events_max, timedelta(0)), lambda: NOW
+        )
+        out = 0
+        handed_over = []
+        async for page in source.pages(CHECKPOINT, new_draft()):
+            ids = list(page.draft.ids)
+            assert ids == [f"e{number}" for number in range(out, out + len(ids))]
+            out += len(ids)
+            assert out == ends[page.cursor["next"]], "events and cursor of different pages"
+            handed_over.append((page.draft, ids))
+            for _ in range(slow):
+                await asyncio.sleep(0)
+        assert out == sum(sizes)
+        assert all(draft.ids == ids for draft, ids in handed_over)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_page_that_could_only_be_added_in_part_does_not_go_out(count: int) -> None:
+    """It would be torn: what the connector is asked for again comes with a cursor."""
+    cursor = {"next": (_ for _ in ())}  # Which can't be copied.
+    good = [Page([event(number)], {"next": number}) for number in range(count)]
+    source: Any = PagedSource(
+        Paged(*good, Page([event("torn")], cursor)),
+        Limits(2, LONG),
+        lambda: NOW,
+    )
+    ids: list[str] = []
+
+    async def read() -> None:
+        async for page in source.pages(CHECKPOINT, new_draft()):
+            ids.extend(page.draft.ids)
+
+    with pytest.raises(TypeError):
+        await read()
+    assert ids == [f"e{number}" for number in range(count - count % 2)]
 
 
 async def test_a_cursor_that_the_connector_goes_on_using_is_the_one_of_its_page() -> None:
