@@ -133,6 +133,7 @@ class Relay:
                 if not await self._pull() or self._is_halted:
                     continue
                 self._has_caught_up = True
+                self._status.pass_count += 1
                 self._status.last_success_at = self._clock()
                 self._status.enter(State.CAUGHT_UP)
                 await self._interruptible(

@@ -88,6 +88,7 @@ class _Supervised:
     task: asyncio.Task[None] | None = None
     snapshot: asyncio.Task[None] | None = None
     failures: int = 0
+    progress: int = 0
     next_start_at: datetime | None = None
     next_snapshot_at: datetime | None = None
     reported: tuple[int, int] = (0, 0)
@@ -261,7 +262,7 @@ class ConnectorRunner:
         spec, settings = one.spec, self._settings
         assert self._store is not None  # noqa: S101 - start() comes first
         connector: BaseConnector | None = None
-        report_wait.set(shown_as_backing_off(one.status))
+        report_wait.set(shown_as_backing_off(one.status, asyncio.current_task()))
         try:
             connector = one.connector = self._construct(spec)
             one.relay = Relay(
@@ -314,8 +315,9 @@ class ConnectorRunner:
         task = one.task
         if task is None:
             return
-        if one.status.state is State.CAUGHT_UP or one.status.state is State.RUNNING:
-            one.failures = 0
+        if one.status.progress != one.progress:
+            # What is shown would not do: a wait that is over is shown as `running`, too.
+            one.progress, one.failures = one.status.progress, 0
         if not task.done():
             return
         one.task = None
@@ -471,10 +473,17 @@ def warning_of(connector: BaseConnector | None) -> str | None:
         return f"its health_warnings() raised {error!r}"
 
 
-def shown_as_backing_off(status: Status) -> WaitReport:
-    """While a connector waits for its vendor by itself, people see until when, and why."""
+def shown_as_backing_off(status: Status, life: asyncio.Task[Any] | None = None) -> WaitReport:
+    """While a connector waits for its vendor by itself, people see until when, and why.
+
+    Args:
+        status: Where it is shown.
+        life: The task that runs the connector: what it left behind reports nothing once it is over.
+    """
 
     def report(until: datetime | None, why: str) -> None:
+        if life is not None and life.done():
+            return
         if until is not None:
             status.enter(State.BACKING_OFF, error=SECRETS.hide(why), next_try_at=until)
         elif status.state is State.BACKING_OFF:

@@ -74,6 +74,7 @@ class Status:
 
     Attributes:
         page_count: Transactions committed.
+        pass_count: Passes finished, with or without a page.
         repeat_count: Events dropped because they were published before.
         lookback_seconds: How late an event may be without being missed, to hold lateness against.
         version: Of the last page; None before the relay has started.
@@ -99,6 +100,7 @@ class Status:
     last_error: str | None = None
     warning: str | None = None
     page_count: int = 0
+    pass_count: int = 0
     event_count: int = 0
     repeat_count: int = 0
     dead_count: int = 0
@@ -117,6 +119,11 @@ class Status:
     other_cluster_count: int = 0
     lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
     commit_seconds: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
+
+    @property
+    def progress(self) -> int:
+        """Rises with every committed page and every finished pass, and with nothing else."""
+        return self.page_count + self.pass_count
 
     def enter(
         self, state: State, *, error: str | None = None, next_try_at: datetime | None = None

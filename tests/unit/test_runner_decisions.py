@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,21 @@ def test_a_wait_within_a_pass_is_shown_until_it_is_over() -> None:
     status.enter(State.CAUGHT_UP)
     report(None, "")
     assert status.state is State.CAUGHT_UP
+
+
+async def test_what_a_dead_connector_left_behind_shows_nothing_more() -> None:
+    """Shown as `running`, it would have a snapshot started beside no relay."""
+    status = Status("c", "p", State.RUNNING)
+
+    async def live() -> Any:
+        return shown_as_backing_off(status, asyncio.current_task())
+
+    report = await asyncio.create_task(live())
+    status.enter(State.BACKING_OFF, error="no answer", next_try_at=NOW)
+    report(None, "")
+    assert (status.state, status.next_try_at) == (State.BACKING_OFF, NOW)
+    report(NOW + timedelta(hours=1), "429")
+    assert (status.last_error, status.next_try_at) == ("no answer", NOW)
 
 
 @pytest.mark.parametrize(

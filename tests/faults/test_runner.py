@@ -1,0 +1,184 @@
+"""The runner's decisions over real relays, against Kafka and Postgres in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+from faults.memory import Broker, MemoryCheckpoints, MemoryPublisher, MemoryReader, Script, event
+
+from verity_sdk.errors import Unavailable
+from verity_sdk.http import HttpClient, HttpSettings
+from verity_sdk.pages import Page, PagedConnector, Position
+from verity_stream import runner as runner_module
+from verity_stream.operation import Control
+from verity_stream.placement import partition_for
+from verity_stream.runner import ConnectorRunner, after_failure
+from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.status import Status
+
+CONNECTOR = "http-1"
+SETTINGS = StreamSettings()
+WAIT_SECONDS = 10.0
+OK = httpx2.Response(200, json={"events": [1]})
+EMPTY = httpx2.Response(200, json={"events": []})
+DOWN = httpx2.Response(503)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with structlog.testing.capture_logs():
+        yield
+
+
+class Controls:
+    """What operators ask for, in place of the tables in Postgres."""
+
+    def __init__(self) -> None:
+        self.control = Control()
+
+    async def controls(self) -> Mapping[str, Control]:
+        return {CONNECTOR: self.control}
+
+    async def report(self, statuses: Iterable[Status]) -> None:
+        pass
+
+
+class NoTopics:
+    """Topics that are there."""
+
+    async def ensure(self, names: Iterable[str]) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+class MemoryRunner(ConnectorRunner):
+    """A worker's runner over Kafka and Postgres in memory; it owns its one connector."""
+
+    def __init__(self, cls: type[PagedConnector]) -> None:
+        options = ConnectorOptions(type="memory", poll_every=0.001, snapshot_every=None)
+        super().__init__(SETTINGS, [ConnectorSpec(CONNECTOR, cls, "memory", {}, options)])
+        self.broker, self.script, self.asked = Broker(), Script(), Controls()
+        self._store = MemoryCheckpoints().scripted(self.script)  # type: ignore[assignment]
+        self._reader = MemoryReader(self.broker, self.script)  # type: ignore[assignment]
+        self._topics = NoTopics()  # type: ignore[assignment]
+        self._operation = self.asked  # type: ignore[assignment]
+
+    def _publisher(self, name: str) -> Any:
+        return MemoryPublisher(self.broker, self.script, name)
+
+    async def own_it(self) -> None:
+        partition = partition_for(CONNECTOR, SETTINGS.checkpoint_partitions)
+        await self.assign(frozenset({partition}))
+
+    async def reconcile_until(self, is_reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not is_reached():
+                await self.reconcile()
+                await asyncio.sleep(0.001)
+
+
+def http_connector(lives: Iterable[Iterable[httpx2.Response]]) -> type[PagedConnector]:
+    """A connector of an HTTP API that answers these in each of its lives, and then 503 for ever.
+
+    It waits for its vendor as every HTTP connector does, and says so; only the waits take no time.
+    """
+    later = iter([list(answers) for answers in lives])
+
+    async def no_time(_: float) -> None:
+        await asyncio.sleep(0)
+
+    class Http(PagedConnector):
+        PLATFORM = "memory"
+
+        def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
+            super().__init__(config, kafka_producer, db_pool)
+            self.left = next(later, [])
+
+        async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+            api = HttpClient(
+                HttpSettings(),
+                platform="memory",
+                hosts=["api.example.com"],
+                sleep=no_time,
+                transport=httpx2.MockTransport(lambda _: self.left.pop(0) if self.left else DOWN),
+            )
+            try:
+                found = (await api.get("https://api.example.com/events")).json()["events"]
+            finally:
+                await api.close()
+            events = [event(number, number) for number in found]
+            if events:
+                through = datetime(2026, 1, 1, tzinfo=UTC)
+                yield Page(events, {"next": 2}, through)
+
+        async def snapshot_permissions(self) -> AsyncIterator[Any]:
+            for grant in ():
+                yield grant
+
+    return Http
+
+
+class Ends:
+    """How often a connector's relay ended, and how long the runner then pauses.
+
+    The pauses are decided as always, with a seeded jitter, and not waited for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.errors: list[BaseException | None] = []
+        self.failures: list[int] = []
+        self.pauses: list[float] = []
+        jitter = random.Random(13)
+
+        def decided(
+            error: BaseException | None, failures: int, settings: StreamSettings, _: float
+        ) -> Any:
+            state, pause = after_failure(error, failures, settings, jitter.random())
+            self.errors.append(error)
+            self.failures.append(failures)
+            self.pauses.append(pause.total_seconds())
+            return state, timedelta(0)
+
+        monkeypatch.setattr(runner_module, "after_failure", decided)
+
+
+async def ends_of(
+    lives: Iterable[Iterable[httpx2.Response]], count: int, monkeypatch: pytest.MonkeyPatch
+) -> Ends:
+    ends = Ends(monkeypatch)
+    runner = MemoryRunner(http_connector(lives))
+    await runner.own_it()
+    await runner.reconcile_until(lambda: len(ends.errors) >= count)
+    await runner.revoke()
+    assert all(isinstance(error, Unavailable) for error in ends.errors), ends.errors
+    return ends
+
+
+async def test_an_http_connector_that_only_ever_waits_and_fails_backs_off_further_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wait that is over is shown as `running`, and is no progress."""
+    ends = await ends_of([], 8, monkeypatch)
+    for number, pause in enumerate(ends.pauses[:8]):
+        doubled = min(2.0**number, SETTINGS.backoff_max.total_seconds())
+        assert doubled / 2 <= pause <= doubled, f"end {number + 1}: {ends.pauses}"
+
+
+@pytest.mark.parametrize(
+    ("progress", "meaning"),
+    [(OK, "a page was committed"), (EMPTY, "a pass was finished")],
+)
+async def test_progress_makes_the_next_failure_the_first_one(
+    progress: httpx2.Response, meaning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = await ends_of([[], [], [progress], []], 4, monkeypatch)
+    assert ends.failures[:4] == [1, 2, 1, 2], meaning
