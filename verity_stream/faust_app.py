@@ -14,7 +14,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import faust
 import faust.assignor
@@ -27,19 +27,18 @@ from faust.web import Request, Response, View
 
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream import metrics
+from verity_stream.driver import RECONCILE_SECONDS_MAX, STOP_RUNNER_SECONDS_MAX, Driver, Runner
 from verity_stream.faust_fixes import (
     FixedApp,
     QuietWorker,
     SeekFirstTableManager,
     add_timer,
     check_versions,
-    contained,
     partitions_of,
 )
 from verity_stream.placement import evened, partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
-from verity_stream.status import Status
 from verity_stream.topics import CHECKPOINTS_CONFIG, check_partitions, checkpoints_topic, made_whole
 from verity_stream.waiting import patiently
 from verity_stream.watchdog import Limits, Watchdog
@@ -49,10 +48,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS_TABLE = "checkpoints"
 
 RECONCILE_SECONDS = 1.0
-RECONCILE_SECONDS_MAX = 30.0
-# Awaited while the whole group waits: well below the rebalance timeout.
-REVOKE_SECONDS_MAX = 5.0
-STOP_RUNNER_SECONDS_MAX = 5.0
 REBALANCE_TIMEOUT_SECONDS = 30.0
 BROKER_RETRY_SECONDS = 1.0
 BROKER_REQUEST_SECONDS = 5.0
@@ -60,45 +55,6 @@ BROKER_REACH_SECONDS = 2.0
 # A broker ends a transaction up to this long after its time-out; some more, to consume it.
 TRANSACTION_END_SECONDS = 15.0
 YEAR_SECONDS = 365 * 24 * 3600.0
-
-
-class Runner(Protocol):
-    """What runs the connectors of a worker; every call comes from the main event loop.
-
-    1. `start` is awaited once, before the worker joins its group; what it raises stops the worker.
-    2. After `fence` no new transaction starts, until the next `assign`.
-    3. `fence`, then `revoke`, then `assign` is the order of every rebalance, the first included:
-       the first two come even when nothing runs yet, and `fence` may come twice.
-    4. `reconcile` comes about once a second, never during a rebalance and never twice at a time;
-       it may overlap with `fence`.
-    5. `stop` is awaited once, before Kafka's clients stop, also when `start` was cancelled
-       half-way or failed. Nothing comes after it.
-    """
-
-    async def start(self) -> None:
-        """Connect to what the connectors need: pool, migrations."""
-
-    async def assign(self, partitions: frozenset[int]) -> None:
-        """Own exactly these partitions of the checkpoints topic, from the next `reconcile` on."""
-
-    def fence(self) -> None:
-        """Start no new transaction."""
-
-    async def revoke(self) -> None:
-        """Stop every relay, within 5 s."""
-
-    async def reconcile(self) -> None:
-        """Start, stop and restart relays, so that those that should run do."""
-
-    async def stop(self) -> None:
-        """Stop every relay and let go of everything, within 5 s."""
-
-    def is_ready(self) -> bool:
-        """Whether the connectors are being served."""
-
-    @property
-    def statuses(self) -> Mapping[str, Status]:
-        """The connectors that this worker owns, by id: what `/metrics` shows."""
 
 
 def create_worker_app(
@@ -297,8 +253,7 @@ class WorkerApp(VerityApp):
             partition_for(one, verity.checkpoint_partitions) for one in connector_ids
         )
         super().__init__(app_id, verity=verity, **options)
-        self._runner_factory = runner_factory
-        self.runner: Runner | None = None
+        self.driver = Driver(runner_factory)
         timeout_seconds = verity.watchdog_timeout.total_seconds()
         self.watchdog = Watchdog(
             Limits(
@@ -310,16 +265,14 @@ class WorkerApp(VerityApp):
             ),
             lambda: is_broker_reachable(verity),
         )
-        self._assigning: asyncio.Task[bool] | None = None
-        self._starting: asyncio.Task[bool] | None = None
-        self._reconciling: asyncio.Task[None] | None = None
         self.on_partitions_revoked.connect(self._revoke)
         add_timer(
             self,
             RECONCILE_SECONDS,
-            self._reconcile,
+            self._tick,
             name="reconcile",
-            seconds_max=RECONCILE_SECONDS_MAX,
+            # The driver's own limit comes first.
+            seconds_max=RECONCILE_SECONDS_MAX + 5.0,
         )
         self._add_page("/checkpoints", lambda: (200, self.owned_checkpoints()))
         self._add_page("/metrics", self._metrics, metrics.render, metrics.CONTENT_TYPE)
@@ -342,68 +295,38 @@ class WorkerApp(VerityApp):
             lambda: ensure_topics(self.verity, [CHECKPOINTS_TOPIC, self._changelog_name]),
             self.verity.broker_wait_seconds,
         )
-        self.runner = self._runner_factory()
-        await self.runner.start()
+        await self.driver.start()
         self.watchdog.start()
 
     def on_rebalance_start(self) -> None:
-        """Fence, in the main loop: Faust calls this in the consumer's thread.
+        """Tell the driver, in the main loop: Faust calls this in the consumer's thread.
 
-        Faust hands the revoke to the same loop after this returns, so the fence comes first.
+        Faust hands the revoke to the same loop after this returns, so this comes first.
         """
         super().on_rebalance_start()
-        self.loop.call_soon_threadsafe(self._fence)
+        self.loop.call_soon_threadsafe(self.driver.rebalance_started)
 
     def on_rebalance_end(self) -> None:
         """The real "ready" of Faust: recovered, sought, resumed."""
         super().on_rebalance_end()
         if self.is_settled and not self.should_stop:
-            self._assigning = asyncio.ensure_future(self._assign(self.owned_partitions))
+            self.driver.assigned(self.owned_partitions)
 
     async def on_stop(self) -> None:
         """Stop the relays first: they need no Faust, and their brokers and pools still stand."""
         self.watchdog.stop()
-        for task in (self._assigning, self._reconciling, self._starting):
-            await _cancel(task)
-        runner, self.runner = self.runner, None
-        if runner is not None:
-            runner.fence()
-            await contained(runner.stop(), "Stopping the connectors", STOP_RUNNER_SECONDS_MAX)
+        await self.driver.stop()
         await super().on_stop()
 
-    def _fence(self) -> None:
-        if self.runner is not None:
-            self.runner.fence()
-
-    async def _assign(self, partitions: frozenset[int]) -> bool:
-        if self.runner is None:
-            return False
-        logger.info("Assigned %d partitions: %s", len(partitions), sorted(partitions))
-        is_assigned = await contained(
-            self.runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
-        )
-        # Now and not at the timer's next tick: nobody runs these connectors. In a task of its
-        # own, because a revoke cancels this one, and lets a reconcile finish.
-        self._starting = asyncio.ensure_future(
-            contained(self._reconcile(), "reconcile", RECONCILE_SECONDS_MAX)
-        )
-        return is_assigned
-
     async def _revoke(self, *args: Any, **kwargs: Any) -> None:
-        # An assignment still on its way must not arrive after the revoke.
-        await _cancel(self._assigning)
-        if self.runner is not None:
-            await contained(self.runner.revoke(), "Revoking partitions", REVOKE_SECONDS_MAX)
+        await self.driver.revoked()
 
-    async def _reconcile(self) -> None:
+    async def _tick(self) -> None:
         self._report_to_watchdog()
-        is_running = self._reconciling is not None and not self._reconciling.done()
-        if self.runner is not None and self.is_settled and not is_running:
-            self._reconciling = asyncio.current_task()
-            await self.runner.reconcile()
+        await self.driver.tick()
 
     def _report_to_watchdog(self) -> None:
-        statuses = {} if self.runner is None else self.runner.statuses
+        statuses = self.driver.statuses
         published = {name: one.version for name, one in statuses.items() if one.version is not None}
         mirrored = {}
         for connector_id in published:
@@ -424,12 +347,12 @@ class WorkerApp(VerityApp):
         reasons = super().reasons_not_ready() + self.watchdog.reasons_not_ready()
         if not reasons and not self.owned_partitions:
             reasons.append("no partitions assigned")
-        if self.runner is None or not self.runner.is_ready():
+        if not self.driver.is_ready():
             reasons.append("connectors are not running")
         return reasons
 
     def _metrics(self) -> tuple[int, Any]:
-        statuses = {} if self.runner is None else self.runner.statuses
+        statuses = self.driver.statuses
         mirrored = {key: value["version"] for key, value in self.owned_checkpoints().items()}
         is_ready = not self.reasons_not_ready()
         return 200, metrics.families(statuses.values(), mirrored, is_ready=is_ready)
@@ -613,12 +536,6 @@ async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:
         await admin.close()
         raise
     return admin
-
-
-async def _cancel(task: asyncio.Task[Any] | None) -> None:
-    if task is not None and not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=1.0)
 
 
 def _servers(settings: StreamSettings) -> list[str]:

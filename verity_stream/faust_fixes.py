@@ -26,6 +26,7 @@ from faust.web.base import BlueprintManager
 
 from verity_sdk.errors import Misconfigured, VerityError
 from verity_stream import log_limits
+from verity_stream.waiting import contained
 
 logger = logging.getLogger(__name__)
 
@@ -399,33 +400,6 @@ def _leave() -> None:
     )
     logging.shutdown()
     os._exit(EXIT_UNAVAILABLE)
-
-
-async def contained(coroutine: Coroutine[Any, Any, Any], name: str, seconds_max: float) -> bool:
-    """Run a coroutine as a task of its own; whatever becomes of it is logged, never raised.
-
-    Returns:
-        Whether it ended well and in time. When it did not end in time it was cancelled.
-    """
-    task = asyncio.ensure_future(coroutine)
-    try:
-        # `asyncio.wait` and not the task itself: its cancellation is not ours.
-        await asyncio.wait({task}, timeout=seconds_max)
-        if not task.done():
-            logger.error("%s took over %g s and was cancelled", name, seconds_max)
-            task.cancel()
-            await asyncio.wait({task}, timeout=1.0)
-            return False
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if task.cancelled():
-        logger.error("%s was cancelled from within", name)
-        return False
-    error = task.exception()
-    if error is not None:
-        logger.error("%s failed", name, exc_info=error)
-    return error is None
 
 
 def add_timer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
+from stub_runner import StubRunner
 
 from verity_sdk.errors import Misconfigured
 from verity_stream import faust_app
@@ -28,42 +28,6 @@ from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
 
 
-class StubRunner:
-    """Notes every call; may be slow or fail."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.slow: dict[str, float] = {}
-        self.statuses: dict[str, Any] = {}
-
-    async def _called(self, name: str, *details: Any) -> None:
-        self.calls.append((name, *details) if details else name)
-        if name in self.slow:
-            await asyncio.sleep(self.slow[name])
-            self.calls.append(f"{name} done")
-
-    async def start(self) -> None:
-        await self._called("start")
-
-    async def assign(self, partitions: frozenset[int]) -> None:
-        await self._called("assign", sorted(partitions))
-
-    def fence(self) -> None:
-        self.calls.append(("fence", threading.current_thread() is threading.main_thread()))
-
-    async def revoke(self) -> None:
-        await self._called("revoke")
-
-    async def reconcile(self) -> None:
-        await self._called("reconcile")
-
-    async def stop(self) -> None:
-        await self._called("stop")
-
-    def is_ready(self) -> bool:
-        return True
-
-
 def make_settings(**changes: Any) -> StreamSettings:
     kafka = {"bootstrap_servers": "one:9092, two:9093", "replication_factor": 3}
     return StreamSettings(**{"app_id": "unit", "kafka": kafka, **changes})
@@ -72,7 +36,6 @@ def make_settings(**changes: Any) -> StreamSettings:
 def make_worker(**changes: Any) -> tuple[WorkerApp, StubRunner]:
     runner = StubRunner()
     app = create_worker_app(make_settings(**changes), lambda: runner)
-    app.runner = runner
     return app, runner
 
 
@@ -258,6 +221,8 @@ async def rebalance(app: WorkerApp, *partitions: int, revoke: bool = True) -> No
 async def worker() -> tuple[WorkerApp, StubRunner]:
     app, runner = make_worker()
     app.loop = asyncio.get_running_loop()
+    await app.driver.start()
+    runner.calls.clear()
     return app, runner
 
 
@@ -275,46 +240,15 @@ async def test_fence_then_revoke_then_assign(worker: tuple[WorkerApp, StubRunner
     assert app.owned_partitions == frozenset()
 
 
-async def test_a_revoke_is_bounded(
-    worker: tuple[WorkerApp, StubRunner], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is awaited here holds the whole group up."""
-    app, runner = worker
-    monkeypatch.setattr(faust_app, "REVOKE_SECONDS_MAX", 0.01)
-    runner.slow["revoke"] = 60
-    async with asyncio.timeout(2):
-        await app.on_partitions_revoked.send(set())
-    assert "revoke done" not in runner.calls
-
-
-async def test_an_assignment_does_not_arrive_after_the_revoke(
-    worker: tuple[WorkerApp, StubRunner],
-) -> None:
-    """The older assignment is given up before the next revoke begins."""
-    app, runner = worker
-    runner.slow["assign"] = 60
-    await rebalance(app, 1)
-    await asyncio.sleep(0)
-    older = app._assigning
-    assert older is not None
-    runner.slow["assign"] = 0
-    await rebalance(app, 2)
-    assert older.cancelled()
-    assert app._assigning is not None
-    await asyncio.wait({app._assigning}, timeout=5)
-    names = [call if isinstance(call, str) else call[0] for call in runner.calls]
-    names = [name for name in names if name != "reconcile"]
-    assert names == ["fence", "revoke", "assign", "fence", "revoke", "assign", "assign done"]
-
-
 async def test_no_tick_during_a_rebalance(worker: tuple[WorkerApp, StubRunner]) -> None:
     """Timers keep running throughout a rebalance; ours does nothing then."""
     app, runner = worker
-    await app._reconcile()
+    await app._tick()
     await rebalance(app, 1)
-    await app._reconcile()
+    await app._tick()
     app.on_rebalance_start()
-    await app._reconcile()
+    await asyncio.sleep(0)
+    await app._tick()
     assert runner.calls.count("reconcile") == 1
 
 
