@@ -17,9 +17,13 @@ class DatabaseSettings(BaseModel):
 
     Attributes:
         dsn: Address and credentials, never shown.
-        pool_size_min: Connections that are kept open.
-        pool_size_max: Connections at most.
+        pool_size_min: Connections of the worker's own that are kept open.
+        pool_size_max: … at most. Ten workers with their connectors' pools, and some commands of
+            `verity` beside them, fit a server with its default of 100 connections.
+        connector_pool_size_max: Connections at most of the pool that a worker's connectors get;
+            none is open until one is used.
         connect_timeout_seconds: How long opening a connection may take.
+        acquire_timeout_seconds: How long waiting for a free connection of a pool may take.
         command_timeout_seconds: How long one statement may take.
     """
 
@@ -27,8 +31,10 @@ class DatabaseSettings(BaseModel):
 
     dsn: SecretStr = SecretStr("postgresql://verity:verity@localhost/verity")
     pool_size_min: int = Field(default=1, ge=0, le=1000)
-    pool_size_max: int = Field(default=10, ge=1, le=1000)
+    pool_size_max: int = Field(default=5, ge=1, le=1000)
+    connector_pool_size_max: int = Field(default=3, ge=1, le=1000)
     connect_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
+    acquire_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     command_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
 
     @model_validator(mode="after")

@@ -113,7 +113,8 @@ class BaseConnector(ABC):
             config: A mapping, or an object with attributes, that has `connector_id`.
             kafka_producer: A started `AIOKafkaProducer` whose `value_serializer` turns a dict
                 into bytes, for `run()`; `verity_common.kafka.create_producer` makes one.
-            db_pool: An `asyncpg` pool, for `run()`.
+            db_pool: An `asyncpg` pool, for `run()`. Under the worker it is a small one that all
+                connectors share: give connections back.
         """
         self.config = config
         self.kafka_producer = kafka_producer

@@ -21,7 +21,13 @@ from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.database import create_pool, migrate, require_migrations
+from verity_stream.database import (
+    close_pool,
+    create_connector_pool,
+    create_pool,
+    migrate,
+    require_migrations,
+)
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.publisher import KafkaPublisher
@@ -123,6 +129,7 @@ class ConnectorRunner:
         self._is_fenced = True
         self._is_assigned = False
         self._pool: Any = None
+        self._connector_pool: Any = None
         self._topics = Topics(settings)
         self._reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
         self._store: PostgresCheckpoints | None = None
@@ -139,6 +146,7 @@ class ConnectorRunner:
         """
         settings = self._settings
         self._pool = await create_pool(settings.database, wait_seconds=settings.broker_wait_seconds)
+        self._connector_pool = await create_connector_pool(settings.database)
         if settings.migrate == "apply":
             await migrate(self._pool)
         else:
@@ -179,12 +187,9 @@ class ConnectorRunner:
         await self.revoke()
         if self._operation is not None:
             await self._report()
-        if self._pool is not None:
-            try:
-                await asyncio.wait_for(self._pool.close(), 2)
-            except TimeoutError:
-                self._pool.terminate()
-            self._pool = None
+        pools = [pool for pool in (self._pool, self._connector_pool) if pool is not None]
+        self._pool = self._connector_pool = None
+        await asyncio.gather(*map(close_pool, pools))
 
     def is_ready(self) -> bool:
         """Whether the worker is connected and knows what it owns."""
@@ -288,7 +293,7 @@ class ConnectorRunner:
 
     def _construct(self, spec: ConnectorSpec) -> BaseConnector:
         try:
-            return spec.cls(spec.config, PublishedByTheRelay(), self._pool)
+            return spec.cls(spec.config, PublishedByTheRelay(), self._connector_pool)
         except BaseException as error:
             if isinstance(error, Exception):
                 raise

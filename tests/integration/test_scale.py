@@ -66,7 +66,7 @@ async def test_a_gigabyte_of_large_events_needs_no_gigabyte(
 HEALTHY = ("one", "two", "three")
 HEALTHY_COUNT = 800
 PAUSE_MAX = timedelta(seconds=3)
-"""Of a healthy connector with a page every 200 ms, beside 14 hostile ones on two cores."""
+"""Of a healthy connector with a page every 200 ms, beside 15 hostile ones on two cores."""
 
 
 async def test_the_healthy_do_not_notice_the_hostile(bench: Bench) -> None:
@@ -102,7 +102,7 @@ async def test_the_healthy_do_not_notice_the_hostile(bench: Bench) -> None:
         )
         return str(row["last_error"])
 
-    for mode in ("hang", "opening", "stubborn"):
+    for mode in ("hang", "opening", "stubborn", "hoard"):
         assert "fetch_timeout" in await error(mode), mode
     for mode, name in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"),
                        ("evil", "Evil"), ("constructor", "SystemExit")):  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verity_sdk.errors import Denied, Misconfigured, VerityError
 from verity_stream.cli.output import one_line, quiet_logs
-from verity_stream.database import create_pool, database_errors, missing_migrations
+from verity_stream.database import (
+    close_pool,
+    create_connector_pool,
+    create_pool,
+    database_errors,
+    missing_migrations,
+)
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.redaction import SECRETS
 from verity_stream.runner import PublishedByTheRelay
@@ -130,34 +135,23 @@ async def _connect(
     settings: StreamSettings, specs: Sequence[ConnectorSpec], seconds: float, findings: Findings
 ) -> None:
     kafka, database = Findings(), Findings()
-    async with _pool(settings, database) as pool:
+    # Postgres may be away: Kafka and the connectors are checked anyway.
+    for_connectors = await create_connector_pool(settings.database)
+    try:
         of_connectors = [Findings() for _ in specs]
         await asyncio.gather(
             _check_kafka(settings, seconds, kafka),
-            _check_database(settings, pool, database),
+            _check_database(settings, database),
             *(
-                _check_connector(spec, pool, seconds, found)
+                _check_connector(spec, for_connectors, seconds, found)
                 for spec, found in zip(specs, of_connectors, strict=True)
             ),
         )
+    finally:
+        await close_pool(for_connectors)
     for found in (kafka, database, *of_connectors):
         findings.good += found.good
         findings.faults += found.faults
-
-
-@asynccontextmanager
-async def _pool(settings: StreamSettings, findings: Findings) -> AsyncIterator[Any]:
-    """The pool, or None after the fault was noted: Kafka and the connectors are checked anyway."""
-    pool: Any = None
-    try:
-        pool = await create_pool(settings.database)
-    except VerityError as error:
-        findings.add("Postgres: ", error)
-    try:
-        yield pool
-    finally:
-        if pool is not None:
-            pool.terminate()
 
 
 async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findings) -> None:
@@ -195,15 +189,17 @@ async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findi
         findings.good.append(f"{where}answers, brokers: {brokers}")
 
 
-async def _check_database(settings: StreamSettings, pool: Any, findings: Findings) -> None:
-    if pool is None:
-        return
+async def _check_database(settings: StreamSettings, findings: Findings) -> None:
     try:
-        async with database_errors("migrations"), pool.acquire() as connection:
-            missing = await missing_migrations(connection)
-            may_create = await connection.fetchval(
-                "SELECT has_schema_privilege(current_schema(), 'CREATE')"
-            )
+        pool = await create_pool(settings.database)
+        try:
+            async with database_errors("migrations"), pool.acquire() as connection:
+                missing = await missing_migrations(connection)
+                may_create = await connection.fetchval(
+                    "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+                )
+        finally:
+            await close_pool(pool)
     except VerityError as error:
         findings.add("Postgres: ", error)
         return

@@ -11,7 +11,7 @@ import click
 from pydantic import SecretStr
 
 from verity_common.config import DatabaseSettings
-from verity_stream.database import create_pool, migrate
+from verity_stream.database import close_pool, create_pool, migrate
 from verity_stream.stack import (
     DATABASE_VARIABLE,
     KAFKA_PORT,
@@ -82,7 +82,7 @@ async def _create_tables(dsn: str) -> None:
     try:
         await migrate(pool)
     finally:
-        await pool.close()
+        await close_pool(pool)
 
 
 @dev.command()

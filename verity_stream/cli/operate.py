@@ -33,7 +33,6 @@ from verity_stream.topic_reader import CommittedReader
 
 T = TypeVar("T")
 
-CLOSE_SECONDS = 2.0
 SILENCE = timedelta(seconds=45)
 """A worker that lives reports every 10 s; after this it is taken for dead."""
 STATE_STYLES = {
@@ -236,10 +235,7 @@ async def _pool(settings: StreamSettings) -> AsyncIterator[Any]:
     try:
         yield pool
     finally:
-        try:
-            await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
-        except TimeoutError:
-            pool.terminate()
+        await database.close_pool(pool)
 
 
 # From what is known to rows, and from rows to tables.

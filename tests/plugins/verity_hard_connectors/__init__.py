@@ -137,10 +137,16 @@ class Hostile(_Hard, BaseConnector):
             await asyncio.sleep(0)
         elif mode == "stop":
             raise StopAsyncIteration
+        elif mode == "hoard":
+            while True:
+                connection = await self.db_pool.acquire()
+                await connection.execute("SET search_path TO nowhere")
         elif mode == "block":
             time.sleep(3600)  # noqa: ASYNC251 - the fault itself
 
     async def close(self) -> None:
+        if self.config.mode == "hoard":
+            await self.db_pool.close()
         if self.config.mode == "closing":
             raise SystemExit(5)
         if self.config.mode == "hang":
@@ -160,4 +166,5 @@ MODES_THAT_FAIL = (
     "stop",
     "constructor",
     "call",
+    "hoard",
 )
