@@ -39,13 +39,16 @@ from verity_stream.faust_fixes import (
 from verity_stream.placement import evened, partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
-from verity_stream.topics import CHECKPOINTS_CONFIG, check_partitions, checkpoints_topic, made_whole
+from verity_stream.topics import (
+    CHECKPOINTS_CONFIG,
+    CHECKPOINTS_TABLE,
+    Topics,
+    changelog_topic,
+)
 from verity_stream.waiting import patiently
 from verity_stream.watchdog import Limits, Watchdog
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS_TABLE = "checkpoints"
 
 RECONCILE_SECONDS = 1.0
 REBALANCE_TIMEOUT_SECONDS = 30.0
@@ -292,7 +295,7 @@ class WorkerApp(VerityApp):
         await super().prepare()
         # A broker that has just come back may answer one request and not the next.
         await patiently(
-            lambda: ensure_topics(self.verity, [CHECKPOINTS_TOPIC, self._changelog_name]),
+            lambda: ensure_topics(self.verity, [CHECKPOINTS_TOPIC, changelog_topic(self.verity)]),
             self.verity.broker_wait_seconds,
         )
         await self.driver.start()
@@ -358,10 +361,6 @@ class WorkerApp(VerityApp):
         return 200, metrics.families(statuses.values(), mirrored, is_ready=is_ready)
 
     # The mirror.
-
-    @property
-    def _changelog_name(self) -> str:
-        return str(self.checkpoints.changelog_topic.get_topic_name())
 
     def _declare_mirror(self) -> None:
         # Raw bytes on both sides. A serializer would give the table another key than the topic,
@@ -518,9 +517,7 @@ async def ensure_topics(settings: StreamSettings, names: Iterable[str]) -> None:
         Denied: We may not create it.
         Unavailable: The broker did not manage in time.
     """
-    wanted = {name: checkpoints_topic(settings, name) for name in names}
-    for name, count in (await made_whole(settings.kafka, wanted)).items():
-        check_partitions(settings, name, count)
+    await Topics(settings).ensure(names)
 
 
 async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:

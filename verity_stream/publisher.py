@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import structlog
@@ -43,6 +44,7 @@ so is this."""
 
 CLOSE_SECONDS = 5.0
 KEYS_CACHED_MAX = 65_536
+NOT_KNOWN: Mapping[str, int] = MappingProxyType({})
 
 
 class OutgoingPage(Protocol):
@@ -181,10 +183,17 @@ class KafkaPublisher:
         transactional_id: Whose transactions these are, or None for `at_least_once`.
         transaction_timeout: After this the broker aborts a page by itself. It also bounds
             how long the page of a relay that died holds back committed readers.
+        partitions: Topics with a number of partitions that is known, and not asked of the broker:
+            whoever reads them uses the same number. (`topics.placed_partitions`)
     """
 
     def __init__(
-        self, kafka: KafkaSettings, *, transactional_id: str | None, transaction_timeout: timedelta
+        self,
+        kafka: KafkaSettings,
+        *,
+        transactional_id: str | None,
+        transaction_timeout: timedelta,
+        partitions: Mapping[str, int] = NOT_KNOWN,
     ) -> None:
         self._is_transactional = transactional_id is not None
         # Beyond the transaction's own time-out nothing can succeed any more; the margin lets
@@ -206,7 +215,7 @@ class KafkaPublisher:
         self._options = options
         self._producer: AIOKafkaProducer | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._partitions: dict[str, _Partitions] = {}
+        self._partitions = {topic: _Partitions(count) for topic, count in partitions.items()}
 
     async def start(self) -> None:
         """Connect, fence older producers and abort what they left open."""

@@ -38,6 +38,7 @@ logger = structlog.get_logger(__name__)
 
 CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
 GAPS_TOPIC = "verity.connector.gaps"
+IDS_TOPIC = "verity.connector.ids"
 
 Headers = list[tuple[str, bytes]]
 Offsets = dict[str, dict[int, tuple[int, int]]]

@@ -8,7 +8,9 @@ ended decides when the next one starts.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -45,7 +47,7 @@ from verity_stream.snapshots import publish_snapshot
 from verity_stream.source import source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import KafkaTopicReader
-from verity_stream.topics import Topics
+from verity_stream.topics import Misshapen, Topics, placed_partitions
 from verity_stream.waiting import patiently
 
 logger = structlog.get_logger(__name__)
@@ -54,6 +56,7 @@ HALT_SECONDS = 2.5
 """A page in hand gets this long to finish before its relay is cancelled."""
 CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
+SHAPES_SECONDS = 10.0
 SIGN_OF_LIFE_EVERY = timedelta(seconds=10)
 SUMMARY_EVERY = timedelta(minutes=1)
 FENCED_RETRY = timedelta(seconds=5)
@@ -137,6 +140,8 @@ class ConnectorRunner:
         self._is_database_down = False
         self._has_read_controls = False
         self._summarised_at = self._reported_at = utc_now()
+        self._look_at_shapes_at = 0.0
+        self._misshapen: str | None = None
 
     async def start(self) -> None:
         """Connect to Postgres, see to its migrations, and create the topics.
@@ -165,6 +170,9 @@ class ConnectorRunner:
         self._owned = partitions
         self._is_fenced = False
         self._is_assigned = True
+        # The rebalance may have come because topics changed.
+        self._topics.forget()
+        self._look_at_shapes_at = 0.0
         mine = [one.spec.connector_id for one in self._connectors if self._is_mine(one)]
         logger.info("runner.assigned", partitions=sorted(partitions), connectors=mine)
 
@@ -210,6 +218,7 @@ class ConnectorRunner:
         """Bring what runs in line with what is owned, enabled and asked for; then report."""
         if not self._may_start():
             return
+        await self._look_at_shapes()
         await self._read_controls()
         if not self._may_start():
             return  # A rebalance began meanwhile: what is owned is about to change.
@@ -222,6 +231,12 @@ class ConnectorRunner:
                 if one.task is not None or one.snapshot is not None:
                     unwanted.append(one)  # The next look starts it.
                     continue
+            if self._misshapen is not None and self._is_mine(one):
+                if one.task is not None or one.snapshot is not None:
+                    unwanted.append(one)
+                elif one.status.state is not State.BLOCKED:
+                    one.status.enter(State.BLOCKED, error=self._misshapen)
+                continue
             if not (self._is_mine(one) and one.spec.options.enabled and not one.control.is_paused):
                 if one.task is not None or one.snapshot is not None:
                     unwanted.append(one)
@@ -236,6 +251,32 @@ class ConnectorRunner:
         await self._stop_all(unwanted)
         await self._report()
         self._summarise(now)
+
+    async def _look_at_shapes(self) -> None:
+        """After an assignment, and while they are wrong: have the placed topics their shape?
+
+        One error for all connectors: it is one command that mends it.
+        """
+        if time.monotonic() < self._look_at_shapes_at:
+            return
+        # Before the wait: an assignment that comes meanwhile wants a look of its own.
+        self._look_at_shapes_at, again_seconds = math.inf, math.inf
+        try:
+            async with asyncio.timeout(SHAPES_SECONDS):
+                await self._topics.require_shape()
+        except Misshapen as error:
+            if self._misshapen is None:
+                logger.error("topics.misshapen", error=str(error))
+            self._misshapen = str(error)
+            again_seconds = self._settings.blocked_probe.total_seconds()
+        except (Unavailable, Denied, Misconfigured, TimeoutError) as error:
+            # Not known: the relays find out by themselves what is wrong with the broker.
+            logger.debug("topics.not_looked_at", error=str(error))
+            again_seconds = SHAPES_SECONDS
+        else:
+            self._misshapen = None
+        next_at = time.monotonic() + again_seconds
+        self._look_at_shapes_at = min(self._look_at_shapes_at, next_at)
 
     async def _read_controls(self) -> None:
         assert self._operation is not None  # noqa: S101 - start() comes first
@@ -306,6 +347,7 @@ class ConnectorRunner:
             self._settings.kafka,
             transactional_id=name if is_exact else None,
             transaction_timeout=self._settings.transaction_timeout,
+            partitions=placed_partitions(self._settings),
         )
 
     def _limits(self, spec: ConnectorSpec) -> Limits:
@@ -331,6 +373,8 @@ class ConnectorRunner:
         one.failures += 1
         one.status.retry_count += 1
         one.status.fenced_count += isinstance(error, Fenced)
+        if isinstance(error, Misshapen):
+            self._look_at_shapes_at = 0.0
         state, delay = after_failure(error, one.failures, self._settings, random.random())  # noqa: S311 - jitter
         text = "cancelled" if error is None else SECRETS.hide(f"{type(error).__name__}: {error}")
         one.next_start_at = now + delay
@@ -340,6 +384,8 @@ class ConnectorRunner:
         )
         if isinstance(error, Unavailable | Fenced) or error is None:
             log.warning(f"connector.{state}", error=text)
+        elif isinstance(error, Misshapen):
+            pass  # The next look says it, once for all connectors.
         elif isinstance(error, Denied | Misconfigured):
             log.error(f"connector.{state}", error=text)
         else:

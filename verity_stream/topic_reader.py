@@ -24,6 +24,9 @@ from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint, decode_checkpoi
 READ_SECONDS = 90.0
 """Reading back waits at most for another connector's open transaction: its time-out and more."""
 
+ADMIN_SECONDS = 10.0
+"""Asking how many partitions topics have."""
+
 READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
 forget them at once. With 5,000 the collector takes half of the time."""
@@ -74,11 +77,16 @@ class KafkaTopicReader:
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
     ) -> AsyncIterator[list[str]]:
-        """The ids, read from the records' headers: no JSON is parsed."""
+        """The ids, read from the records' headers: no JSON is parsed.
+
+        A topic that was made anew has other partitions: what stood in those that are gone is gone.
+        """
+        counts = await partition_counts(self._kafka, start, ADMIN_SECONDS) if start else {}
         places: dict[TopicPartition, int | None] = {
             TopicPartition(topic, partition): offset
             for topic, offsets in start.items()
             for partition, offset in offsets.items()
+            if partition < counts.get(topic, partition + 1)
         }
         mine = ("connector_id", connector_id.encode())
         async for records in self.read(places):

@@ -1,4 +1,9 @@
-"""The topics: created with the right settings, and checked where they exist already."""
+"""The topics: created with the right settings, and checked where they exist already.
+
+Two kinds. The *placed* topics (checkpoints, their changelog, the log of ids) are read where a
+connector's id says, by `VERITY_CHECKPOINT_PARTITIONS`: that setting is the one number, and a topic
+of another shape is never used. All others take any number of partitions.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream.publisher import as_verity_error
-from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.records import CHECKPOINTS_TOPIC, IDS_TOPIC
 from verity_stream.settings import StreamSettings
+from verity_stream.topic_reader import consumer_of, kafka_admin
 
 logger = structlog.get_logger(__name__)
 
 ADMIN_SECONDS = 30.0
 POLL_SECONDS = 0.1
+GONE_POLLS_MAX = 20
+"""A deleted topic that is listed for longer was made anew by the broker, and is deleted again."""
+
+CHECKPOINTS_TABLE = "checkpoints"
 
 CHECKPOINTS_CONFIG = {
     "cleanup.policy": "compact",
@@ -28,6 +39,21 @@ CHECKPOINTS_CONFIG = {
     "segment.ms": str(60 * 60 * 1000),
     "min.cleanable.dirty.ratio": "0.1",
 }
+
+
+def changelog_topic(settings: StreamSettings) -> str:
+    """The changelog of the mirrored checkpoints, as Faust names it."""
+    return f"{settings.app_id}-{CHECKPOINTS_TABLE}-changelog"
+
+
+def placed_topics(settings: StreamSettings) -> tuple[str, ...]:
+    """The topics whose partitions are the places of connectors."""
+    return (CHECKPOINTS_TOPIC, changelog_topic(settings), IDS_TOPIC)
+
+
+def placed_partitions(settings: StreamSettings) -> dict[str, int]:
+    """How many partitions the placed topics have, without asking the broker."""
+    return dict.fromkeys(placed_topics(settings), settings.checkpoint_partitions)
 
 
 async def made_whole(kafka: KafkaSettings, wanted: Mapping[str, NewTopic]) -> dict[str, int]:
@@ -43,46 +69,44 @@ async def made_whole(kafka: KafkaSettings, wanted: Mapping[str, NewTopic]) -> di
     """
     if not wanted:
         return {}
-    admin = AIOKafkaAdminClient(**kafka.client_options())
     try:
-        async with asyncio.timeout(ADMIN_SECONDS):
-            await admin.start()
+        async with kafka_admin(kafka, ADMIN_SECONDS) as admin:
             missing = sorted(wanted.keys() - set(await admin.list_topics()))
             if missing:
-                answer = await admin.create_topics([wanted[name] for name in missing])
-                for name, code, *message in answer.topic_errors:
-                    _check_created(kafka, name, code, message)
+                await _create(kafka, admin, [wanted[name] for name in missing])
             while True:
-                # All of them: asking for one by name would create it, with the broker's own
-                # number of partitions, where brokers create topics by themselves.
-                described = {topic["topic"]: topic for topic in await admin.describe_topics()}
-                counts = {name: _partition_count(described.get(name)) for name in wanted}
-                whole = {name: count for name, count in counts.items() if count is not None}
-                if len(whole) == len(wanted):
-                    return whole
+                counts = await _partition_counts(admin, wanted)
+                if len(counts) == len(wanted):
+                    return counts
                 await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        raise Unavailable(
-            f"Kafka did not have the topics {', '.join(sorted(wanted))} ready within "
-            f"{ADMIN_SECONDS:g} s"
-        ) from None
-    except kafka_errors.KafkaError as error:
-        raise as_verity_error(error) from error
-    finally:
-        await admin.close()
+    except Unavailable as error:
+        raise Unavailable(f"the topics {', '.join(sorted(wanted))}: {error}") from error
 
 
-def _check_created(kafka: KafkaSettings, name: str, code: int, message: Sequence[Any]) -> None:
-    error = kafka_errors.for_code(code)
-    if error is kafka_errors.NoError:
-        logger.info("topics.created", topic=name)
-    elif error is kafka_errors.InvalidReplicationFactorError:
-        raise Misconfigured(
-            f"VERITY_KAFKA__REPLICATION_FACTOR={kafka.replication_factor}: "
-            f"{message[0] if message else 'the cluster has fewer brokers'}"
-        )
-    elif error is not kafka_errors.TopicAlreadyExistsError:
-        raise as_verity_error(error(f"creating topic {name}: {message}"))
+async def _create(
+    kafka: KafkaSettings, admin: AIOKafkaAdminClient, topics: Sequence[NewTopic]
+) -> None:
+    answer = await admin.create_topics(topics)
+    for name, code, *message in answer.topic_errors:
+        error = kafka_errors.for_code(code)
+        if error is kafka_errors.NoError:
+            logger.info("topics.created", topic=name)
+        elif error is kafka_errors.InvalidReplicationFactorError:
+            raise Misconfigured(
+                f"VERITY_KAFKA__REPLICATION_FACTOR={kafka.replication_factor}: "
+                f"{message[0] if message else 'the cluster has fewer brokers'}"
+            )
+        elif error is not kafka_errors.TopicAlreadyExistsError:
+            raise as_verity_error(error(f"creating topic {name}: {message}"))
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """The partitions of those of these topics that are whole."""
+    # All of them: asking for one by name would create it, with the broker's own number of
+    # partitions, where brokers create topics by themselves.
+    described = {topic["topic"]: topic for topic in await admin.describe_topics()}
+    counts = {name: _partition_count(described.get(name)) for name in names}
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _partition_count(described: Mapping[str, Any] | None) -> int | None:
@@ -92,6 +116,103 @@ def _partition_count(described: Mapping[str, Any] | None) -> int | None:
     if any(part["error_code"] or part["leader"] < 0 for part in described["partitions"]):
         return None
     return len(described["partitions"])
+
+
+class Misshapen(Misconfigured):
+    """Placed topics have another number of partitions than the setting; nothing may use them."""
+
+
+def misshapen(settings: StreamSettings, counts: Mapping[str, int]) -> Misshapen | None:
+    """What to do about placed topics of another shape, all of them together; None if there is none.
+
+    Args:
+        counts: How many partitions each of the placed topics that exist has.
+    """
+    wanted = settings.checkpoint_partitions
+    wrong = {name: count for name, count in sorted(counts.items()) if count != wanted}
+    if not wrong:
+        return None
+    found = ", ".join(f"{name} has {count}" for name, count in wrong.items())
+    # The client can't tell a topic that was made anew from one that grew: in either case what
+    # stands in it was placed by another number.
+    advice = (
+        f"VERITY_CHECKPOINT_PARTITIONS={wanted}, but {found} partitions: records are never looked "
+        "for by two numbers, so nothing runs. With all workers stopped: kafka-topics.sh "
+        f"--bootstrap-server {settings.kafka.bootstrap_servers} --delete --topic "
+        f"'{'|'.join(wrong)}'; the next start makes them anew"
+    )
+    numbers = set(counts.values())
+    # Of one topic alone, or with the one partition that a broker's own creation gives, it would
+    # be the wrong advice.
+    if len(counts) > 1 and len(numbers) == 1 and numbers != {1}:
+        (number,) = numbers
+        advice += f". If the setting was changed, and not the topics: set it back to {number}"
+    return Misshapen(advice)
+
+
+async def require_shape(settings: StreamSettings) -> None:
+    """Whether each of the placed topics that exist has the partitions that the settings say.
+
+    One of another shape that holds no record is nobody's (a broker that creates topics by itself
+    made it): it is deleted and made anew, unless another one does hold records.
+
+    Two workers may do so at once. The second looks again just before it deletes, and what the
+    first made has the right shape. A worker that is frozen for a second between these two requests
+    would delete a topic that is in use; nothing in Kafka's client (it sees no topic ids) prevents
+    that.
+
+    Raises:
+        Misshapen: One has another number, and holds records or can't be deleted.
+        Denied, Unavailable: The broker did not let us look, or not in time.
+    """
+    names = placed_topics(settings)
+    async with kafka_admin(settings.kafka, ADMIN_SECONDS) as admin:
+        while True:
+            counts = await _partition_counts(admin, names)
+            fault = misshapen(settings, counts)
+            if fault is None:
+                return
+            wrong = {
+                name: count
+                for name, count in counts.items()
+                if count != settings.checkpoint_partitions
+            }
+            if await _holds_records(settings.kafka, wrong):
+                raise fault
+            if await _partition_counts(admin, names) != counts:
+                continue
+            await _delete(admin, wrong, fault)
+            for _ in range(GONE_POLLS_MAX):
+                if not wrong.keys() & set(await admin.list_topics()):
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+            # At once: a broker that creates topics by itself would do so at the next request.
+            topics = [checkpoints_topic(settings, name) for name in wrong]
+            await _create(settings.kafka, admin, topics)
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _delete(admin: AIOKafkaAdminClient, wrong: Mapping[str, int], fault: Misshapen) -> None:
+    answer = await admin.delete_topics(list(wrong))
+    for name, code in answer.topic_error_codes:
+        error = kafka_errors.for_code(code)
+        if error is kafka_errors.NoError:
+            logger.warning("topics.made_anew", topic=name, partitions=wrong[name])
+        elif error is not kafka_errors.UnknownTopicOrPartitionError:
+            raise Misshapen(
+                f"{fault}. They hold no record, but Kafka refused to delete them: error {code}"
+            )
+
+
+async def _holds_records(kafka: KafkaSettings, counts: Mapping[str, int]) -> bool:
+    places = [
+        TopicPartition(name, number) for name, count in counts.items() for number in range(count)
+    ]
+    async with consumer_of(kafka, "read_uncommitted") as consumer:
+        consumer.assign(places)
+        begins = await consumer.beginning_offsets(places)
+        ends = await consumer.end_offsets(places)
+    return any(begins[place] < ends[place] for place in places)
 
 
 def checkpoints_topic(settings: StreamSettings, name: str = CHECKPOINTS_TOPIC) -> NewTopic:
@@ -104,20 +225,6 @@ def checkpoints_topic(settings: StreamSettings, name: str = CHECKPOINTS_TOPIC) -
     )
 
 
-def check_partitions(settings: StreamSettings, name: str, found: int) -> None:
-    """Whether a topic of the checkpoints' kind has the partitions that the settings say.
-
-    Raises:
-        Misconfigured: It has another number: connectors would be placed differently than before.
-    """
-    if found != settings.checkpoint_partitions:
-        raise Misconfigured(
-            f"VERITY_CHECKPOINT_PARTITIONS={settings.checkpoint_partitions}, but {name} has "
-            f"{found} partitions. The number is fixed once the topic exists: set it to {found}, "
-            "or, with all workers stopped, delete the topic"
-        )
-
-
 class Topics:
     """Makes sure that topics exist; one instance serves all relays of a worker.
 
@@ -127,30 +234,47 @@ class Topics:
 
     def __init__(self, settings: StreamSettings) -> None:
         self._settings = settings
+        self._placed = frozenset(placed_topics(settings))
         self._known: set[str] = set()
+        self._counts: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
     async def ensure(self, names: Iterable[str]) -> None:
         """Create the topics that are missing, and wait until all are whole.
 
         Raises:
-            Denied, Unavailable: As `made_whole`.
-            Misconfigured: The same, or the checkpoints topic has another number of partitions
-                than VERITY_CHECKPOINT_PARTITIONS.
+            Denied, Unavailable, Misconfigured: As `made_whole`.
+            Misshapen: As `require_shape`, where a placed topic is among them.
         """
         names = set(names)
         if self._known.issuperset(names):
             return
         async with self._lock:
             wanted = {name: self._topic(name) for name in names - self._known}
-            counts = await made_whole(self._settings.kafka, wanted)
-            if CHECKPOINTS_TOPIC in counts:
-                check_partitions(self._settings, CHECKPOINTS_TOPIC, counts[CHECKPOINTS_TOPIC])
+            if self._placed & wanted.keys():
+                await require_shape(self._settings)
+            for name, count in (await made_whole(self._settings.kafka, wanted)).items():
+                self._say_count(name, count, wanted[name].num_partitions)
             self._known.update(wanted)
+
+    async def require_shape(self) -> None:
+        """As the function of this name."""
+        async with self._lock:
+            await require_shape(self._settings)
+
+    def _say_count(self, name: str, count: int, wanted: int) -> None:
+        """Say what partitions a topic has where nobody expects it."""
+        before = self._counts.get(name)
+        self._counts[name] = count
+        if before is not None and before != count:
+            # The order of a key's records holds from here on, and up to here.
+            logger.warning("topics.partitions_changed", topic=name, before=before, after=count)
+        elif before is None and count != wanted:
+            logger.info("topics.other_partitions", topic=name, partitions=count, setting=wanted)
 
     def _topic(self, name: str) -> NewTopic:
         kafka = self._settings.kafka
-        if name == CHECKPOINTS_TOPIC:
+        if name in self._placed:
             return checkpoints_topic(self._settings, name)
         return NewTopic(name, kafka.event_partitions, kafka.replication_factor)
 
@@ -160,19 +284,10 @@ class Topics:
         Raises:
             Denied, Unavailable: As `ensure`.
         """
-        admin = AIOKafkaAdminClient(**self._settings.kafka.client_options())
-        try:
-            async with asyncio.timeout(ADMIN_SECONDS):
-                await admin.start()
-                found: str | None = (await admin.describe_cluster()).get("cluster_id")
-                return found
-        except TimeoutError:
-            raise Unavailable("Kafka did not answer which cluster it is") from None
-        except kafka_errors.KafkaError as error:
-            raise as_verity_error(error) from error
-        finally:
-            await admin.close()
+        async with kafka_admin(self._settings.kafka, ADMIN_SECONDS) as admin:
+            found: str | None = (await admin.describe_cluster()).get("cluster_id")
+            return found
 
     def forget(self) -> None:
-        """Look again next time: something failed, and a topic may have been deleted."""
+        """Look again next time: a topic may have been deleted, made anew or grown."""
         self._known.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,37 @@ async def test_a_page_and_its_seal_are_visible_when_publish_returns(bootstrap_se
     }
     seals = await committed(bootstrap_servers, CHECKPOINTS_TOPIC)
     assert [orjson.loads(one.value)["version"] for one in seals if one.key == connector.encode()]
+
+
+@stack
+async def test_a_placed_topic_is_written_by_the_number_that_it_is_read_by(
+    bootstrap_servers: str,
+) -> None:
+    """Somebody added partitions: the broker's number would put the next record elsewhere."""
+    topic = new_name()
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, 48, 1)])
+    finally:
+        await admin.close()
+    connector = next(
+        name for name in iter(new_name, None) if partition_for(name, 24) != partition_for(name, 48)
+    )
+    one = KafkaPublisher(
+        kafka_settings(bootstrap_servers),
+        transactional_id=connector,
+        transaction_timeout=timedelta(seconds=20),
+        partitions={topic: 24},
+    )
+    await one.start()
+    try:
+        sealed = checkpoint_of(connector, 1)._replace(topic=topic)
+        await one.publish([], lambda _: sealed, (topic, connector.encode()))
+    finally:
+        await one.close()
+    (found,) = await committed(bootstrap_servers, topic)
+    assert found.partition == partition_for(connector, 24)
 
 
 @stack

@@ -187,6 +187,18 @@ async def test_a_topic_that_was_recreated_empty_holds_no_ids(
     assert await listed(reader.published_ids("c", {topic: {0: offset, 1: offset}})) == []
 
 
+async def test_a_topic_that_was_made_anew_with_fewer_partitions_gives_what_it_has(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    """Asked for a partition that is gone the client would retry until its time is up."""
+    topic, mine = await new_topic(bootstrap_servers), new_name()
+    await publish(kafka, mine, [record(topic, n, mine) for n in range(5)])
+    places = dict.fromkeys(range(6), 0)
+    assert sorted(await listed(reader.published_ids(mine, {topic: places}))) == [
+        *("e0", "e1", "e2", "e3", "e4")
+    ]
+
+
 async def test_an_offset_that_was_never_known_reads_from_the_beginning(
     kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
 ) -> None:
