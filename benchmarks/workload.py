@@ -40,7 +40,7 @@ class Workload:
         encoder = EventEncoder("bench", "principal_ref", RECORD_BYTES_MAX)
         records = []
         for event in events:
-            *_, key, value = encoder.encode(event)
+            *_, key, value, _ = encoder.encode(event)
             assert len(value) == EVENT_BYTES, f"an event is {len(value)} bytes"
             records.append((key, value))
         return cls(events, records)

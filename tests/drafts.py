@@ -40,11 +40,13 @@ async def _nothing(_: object) -> None:
     pass
 
 
-def outlet(connector_id: str = "acme-1", window: SeenWindow | None = None) -> Outlet:
+def outlet(
+    connector_id: str = "acme-1", window: SeenWindow | None = None, platform: str | None = None
+) -> Outlet:
     return Outlet(
         NoPublisher(),  # type: ignore[arg-type]
         window or SeenWindow(1_000_000),
-        EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX),
+        EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX, platform),
         _nothing,
         lambda: Origin(connector_id, "acme", "2026-02-03T04:05:06.000007Z"),
         RECORD_BYTES_MAX,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -17,9 +16,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
+import orjson
+
 from verity_sdk.chunks import Limits, Watermark, chunked, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
 from verity_sdk.times import as_utc, format_utc
+from verity_sdk.values import altered_header, hides_a_number, plain, publishable, shown
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ _UPSERT_CHECKPOINT = (
     "INSERT INTO connector_checkpoints (connector_id, last_ts) VALUES ($1, $2) "
     "ON CONFLICT (connector_id) DO UPDATE SET last_ts = EXCLUDED.last_ts"
 )
+_TEXTS = ("event_id", "principal_ref", "asset_ref", "operation")
 _PLATFORM = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
@@ -171,6 +174,15 @@ class BaseConnector(ABC):
 
         A naive `occurred_at` is taken as UTC, with one warning a connector.
 
+        One bad value costs at most its record. A value that JSON has no word for (half of a
+        surrogate pair, NaN, bytes, an integer beyond 64 bits) goes out in its text form: the
+        record has the header `altered`, a JSON list of the JSON pointers to what was altered,
+        and a warning names the event; integers and UUIDs as ids or references become their text.
+        What is no `RawEvent`, has no id, no valid time, no reference or no valid platform is not
+        published: one line at ERROR names its id and says why, the pass goes on, and the
+        checkpoint follows the events after it. Nothing keeps it then but the source, for `run()`
+        has no dead letters; the stream application has.
+
         Raises:
             Misconfigured: No `connector_id` in the config (nothing was done), or the producer
                 has no serializer for a dict (nothing was published, nothing moved).
@@ -178,11 +190,10 @@ class BaseConnector(ABC):
                 be written. The checkpoint is where it was last written, and events after it may
                 be published already; the next pass publishes all of them.
             Denied: Kafka does not let us write to the topic; then as with Unavailable.
-            Malformed: An event can't be published: no `RawEvent`, no valid time or platform, a
-                payload that the serializer refuses, or too large. The message names its id. The
-                checkpoint does not pass it, so the next pass meets it again. Where its time is
-                known and it did not get as far as the broker, the events before it are published
-                and the checkpoint has followed them as far as 3 and 4 allow.
+            Malformed: An event is too large for Kafka; the message names its id. The checkpoint
+                does not pass it, so the next pass meets it again. Where the producer itself
+                refused it, the events before it are published and the checkpoint has followed
+                them as far as 3 and 4 allow.
             asyncio.CancelledError: The source is closed; the checkpoint is where it was last
                 written. Events after it may be published, and are published again.
             Exception: Whatever the source raises, as it is. What it yielded before is published,
@@ -282,30 +293,52 @@ class _Pass:
         self._acks: list[tuple[str, asyncio.Future[Any]]] = []
 
     async def publish(self, event: Any) -> None:
-        """Hand one event to the producer; its acknowledgement is awaited by `settle`."""
-        at = self._time_of(event)
-        # Also of an event that then turns out to be malformed: the checkpoint must not pass it.
-        self._pass_by(at, event.event_id)
-        topic = self._topic(event)
-        value = {
-            "platform": event.platform,
-            "event_id": event.event_id,
-            "occurred_at": format_utc(at),
-            "principal_ref": event.principal_ref,
-            "asset_ref": event.asset_ref,
-            "operation": event.operation,
-            "raw_payload": event.raw_payload,
-        }
+        """Hand one event to the producer; its acknowledgement is awaited by `settle`.
+
+        One that can't be published is said and passed.
+        """
         try:
-            # A `send` that is no coroutine, or that hands back no future, is taken at its word:
-            # the event is out.
-            ack = self._connector.kafka_producer.send(topic=topic, value=value)
-            if inspect.isawaitable(ack):
-                ack = await ack
+            event_id, at, topic, value, altered = self._checked(event)
+        except Malformed as error:
+            logger.error(
+                "connector %s: event %s is not published and the pass goes on without it: %s",
+                self._connector_id,
+                shown(getattr(event, "event_id", None)),
+                error,
+            )
+            return
+        if altered:
+            logger.warning(
+                "connector %s: event %r is published altered, at %s",
+                self._connector_id,
+                event_id,
+                altered.decode(),
+            )
+        self._pass_by(at, event_id)
+        try:
+            ack = await self._send(topic, value, altered)
         except Exception as error:
-            raise self._send_error(error, event.event_id, topic, value) from error
+            raise self._send_error(error, event_id, topic) from error
         if inspect.isawaitable(ack):
-            self._acks.append((event.event_id, asyncio.ensure_future(ack)))
+            self._acks.append((event_id, asyncio.ensure_future(ack)))
+
+    async def _send(self, topic: str, value: dict[str, Any], altered: bytes | None) -> Any:
+        # Only where there is something to say: not every producer's `send` takes headers.
+        headers = {"headers": [("altered", altered)]} if altered else {}
+        try:
+            return await self._sent(topic, value, **headers)
+        except (TypeError, ValueError, RecursionError):
+            # What orjson writes by itself, a time in a payload for one, other serializers refuse.
+            simple, _ = plain(value)
+            if simple == value and not headers:
+                raise
+        return await self._sent(topic, simple)
+
+    async def _sent(self, topic: str, value: dict[str, Any], **headers: Any) -> Any:
+        # A `send` that is no coroutine, or that hands back no future, is taken at its word: the
+        # event is out.
+        ack = self._connector.kafka_producer.send(topic=topic, value=value, **headers)
+        return await ack if inspect.isawaitable(ack) else ack
 
     async def settle(self, *, is_last: bool) -> None:
         """Await what Kafka owes of the chunk, then move the checkpoint as far as it may rest."""
@@ -333,19 +366,41 @@ class _Pass:
             ack.add_done_callback(_error_of)
         self._acks = []
 
-    def _time_of(self, event: Any) -> datetime:
-        # Of what has no time nobody knows where it stands: the checkpoint stays.
+    def _checked(self, event: Any) -> tuple[str, datetime, str, dict[str, Any], bytes | None]:
+        """An event's id, time, topic and fields, and the header `altered` where it has one.
+
+        Raises:
+            Malformed: It does not say who did what, on what, when and whose it is.
+        """
         if not isinstance(event, RawEvent):
-            self._must_stay = True
-            raise Malformed(
-                f"the connector yielded a {type(event).__name__}, not a RawEvent; "
-                f"{self._what_is_true()}"
-            )
+            raise Malformed(f"the connector yielded a {type(event).__name__}, not a RawEvent")
         try:
             at = as_utc(event.occurred_at)
-        except Malformed as error:
-            self._must_stay = True
-            raise Malformed(f"event {event.event_id!r}: {error}; {self._what_is_true()}") from error
+            topic = self._topic(event.platform)
+            self._warn_of_naive_time(event)
+            fields = {name: getattr(event, name) for name in _TEXTS}
+            altered: list[str] = []
+            if not (all(type(one) is str for one in fields.values()) and _is_json(event)):
+                fields, altered = publishable(event, _TEXTS)
+        except Malformed:
+            raise
+        except Exception as error:
+            # It comes from a connector, and may be anything: it costs its record, not the pass.
+            raise Malformed(f"it can't be written as JSON: {_described(error)}") from error
+        if not fields["event_id"]:
+            raise Malformed("the event has no event_id")
+        value = {
+            "platform": event.platform,
+            "event_id": fields["event_id"],
+            "occurred_at": format_utc(at),
+            "principal_ref": fields["principal_ref"],
+            "asset_ref": fields["asset_ref"],
+            "operation": fields["operation"],
+            "raw_payload": fields.get("raw_payload", event.raw_payload),
+        }
+        return value["event_id"], at, topic, value, altered_header(altered) if altered else None
+
+    def _warn_of_naive_time(self, event: RawEvent) -> None:
         if event.occurred_at.tzinfo is None and not self._connector._has_warned_of_naive_time:
             self._connector._has_warned_of_naive_time = True
             logger.warning(
@@ -353,7 +408,6 @@ class _Pass:
                 self._connector_id,
                 event.event_id,
             )
-        return at
 
     def _pass_by(self, at: datetime, event_id: str) -> None:
         was_ascending = self._watermark.is_ascending
@@ -367,16 +421,12 @@ class _Pass:
                 format_utc(self._written),
             )
 
-    def _topic(self, event: RawEvent) -> str:
-        platform = event.platform
+    def _topic(self, platform: Any) -> str:
         topic = self._topics.get(platform) if isinstance(platform, str) else None
         if topic is None:
             if not isinstance(platform, str) or _PLATFORM.fullmatch(platform) is None:
-                raise Malformed(
-                    f"event {event.event_id!r}: platform {platform!r} can't be part of a topic's "
-                    f"name; {self._what_is_true()}"
-                )
-            topic = self._topics[platform] = f"verity.events.raw.{platform}"
+                raise Malformed(f"platform {shown(platform)} can't be part of a topic's name")
+            topic = self._topics[platform] = f"verity.events.raw.{str.__str__(platform)}"
         return topic
 
     async def _await_acks(self) -> None:
@@ -425,18 +475,14 @@ class _Pass:
         if stored is not None:
             self._written = max(self._written, stored)
 
-    def _send_error(
-        self, error: Exception, event_id: str, topic: str, value: dict[str, Any]
-    ) -> VerityError:
-        """Who must act when the producer refused an event: it, its serializer, or nobody."""
+    def _send_error(self, error: Exception, event_id: str, topic: str) -> VerityError:
+        """Who must act when the producer refused an event: its serializer, or nobody."""
         if isinstance(error, TypeError | ValueError | RecursionError):
-            what = f"event {event_id!r}: {_described(error)}; {self._what_is_true()}"
-            if self._has_serializer() and not _is_json(value):
-                return Malformed(f"the payload can't be serialised: {what}")
             self._must_stay = True
             return Misconfigured(
                 "the Kafka producer needs a value_serializer that turns a dict into bytes, as "
-                f"verity_common.kafka.create_producer gives it: {what}"
+                f"verity_common.kafka.create_producer gives it: event {event_id!r}: "
+                f"{_described(error)}; {self._what_is_true()}"
             )
         return self._kafka_error(error, event_id, f"topic {topic}")
 
@@ -456,10 +502,6 @@ class _Pass:
             return Denied(f"Kafka refused: {what}")
         return Unavailable(f"not published: {what}")
 
-    def _has_serializer(self) -> bool:
-        # aiokafka shows it nowhere in public; of another producer it is taken to exist.
-        return getattr(self._connector.kafka_producer, "_value_serializer", True) is not None
-
     def _what_is_true(self) -> str:
         return (
             f"the checkpoint was last written as {format_utc(self._written)}, "
@@ -475,12 +517,14 @@ def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
     return future.exception()
 
 
-def _is_json(value: Any) -> bool:
+def _is_json(event: RawEvent) -> bool:
+    """Whether an event whose references are texts is JSON as it is."""
+    texts = [event.event_id, event.principal_ref, event.asset_ref, event.operation]
     try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
+        data = orjson.dumps([texts, event.raw_payload])
+    except TypeError:
         return False
-    return True
+    return not hides_a_number(data, event.raw_payload)
 
 
 def _described(error: BaseException) -> str:

@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.settings import Duration
+from verity_sdk.values import loads
 from verity_sdk.waits import report_wait
 
 logger = logging.getLogger(__name__)
@@ -114,14 +115,14 @@ class Answer:
     body: bytes = field(repr=False)
 
     def json(self) -> Any:
-        """The body as JSON; integers beyond 64 bits come as floats.
+        """The body as JSON, read by `verity_sdk.values.loads`: exactly and tolerantly.
 
         Raises:
             Unavailable: It is none (a proxy's page, a body cut short).
         """
         try:
-            return orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
-        except orjson.JSONDecodeError:
+            return loads(self.body)
+        except ValueError:
             # Without its cause: the decoder's error carries the document.
             kind = _printable(self.headers.get("content-type", ""), _CODE_CHARACTERS_MAX)
             raise Unavailable(
@@ -135,8 +136,8 @@ class Answer:
         if len(self.body) > _CODE_BODY_BYTES_MAX:
             return None
         try:
-            body = orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
-        except orjson.JSONDecodeError:
+            body = loads(self.body)
+        except ValueError:
             return None
         if not isinstance(body, dict):
             return None

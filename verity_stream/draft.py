@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-import orjson
-
 from verity_sdk.errors import Malformed
-from verity_sdk.pages import Gap, RejectedRecord
+from verity_sdk.pages import Gap
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
+    DeadLetter,
     EventEncoder,
     Headers,
     Origin,
@@ -24,6 +23,8 @@ from verity_stream.records import (
     dead_event,
     dead_record,
     gap_record,
+    original,
+    sound_gap,
 )
 from verity_stream.seen import SeenWindow
 
@@ -98,8 +99,9 @@ class Draft:
         self._bytes_max = bytes_max
         self._count = 0
         self._turn_at = TURN
-        self._unpublishable: list[tuple[Any, str]] = []
-        self._rejected: list[RejectedRecord] = []
+        self._letters: list[DeadLetter] = []
+        # base64 and the frame around it must fit too.
+        self._part_bytes = outlet.record_bytes_max // 2
         self._origin: Origin | None = None
         self._headers: Headers = []
 
@@ -114,17 +116,22 @@ class Draft:
     def add(self, event: Any, /) -> Awaitable[None] | None:
         """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
-            event_id, id_header, occurred_at, topic, key, value = self._encode(event)
+            event_id, id_header, occurred_at, topic, key, value, altered = self._encode(event)
         except Malformed as error:
-            self._unpublishable.append((event, str(error)))
-            self._grow(json_bytes_of(event))
+            self._bury(dead_event(self.origin, event, str(error), self._part_bytes))
             return None
         if topic not in self._open_topics:
             return self._add_to_new_topic(topic, event)
         self._grow(len(value))
         self.times.append(occurred_at)
         if self._claim(event_id):
-            self.page.add(topic, key, value, [("event_id", id_header), *self._headers])
+            headers = [("event_id", id_header), *self._headers]
+            if altered is not None:
+                headers.append(("altered", altered))
+                letter = original(self.origin, event, altered, self._part_bytes)
+                self._letters.append(letter)
+                self.size_bytes += letter.size_bytes
+            self.page.add(topic, key, value, headers)
             self.ids.append(event_id)
             self.fresh_times.append(occurred_at)
         if self._count < self._turn_at:
@@ -138,10 +145,14 @@ class Draft:
         if waiting is not None:
             await waiting
 
-    def reject(self, record: RejectedRecord) -> None:
+    def reject(self, record: Any) -> None:
         """Add a source record that was not understood."""
-        self._rejected.append(record)
-        self._grow(len(record.data))
+        self._bury(dead_record(self.origin, record, self._part_bytes))
+
+    def _bury(self, letter: DeadLetter) -> None:
+        """Keep in place of an event; at once, for the connector may go on using the object."""
+        self._letters.append(letter)
+        self._grow(letter.size_bytes)
 
     def _grow(self, size_bytes: int) -> None:
         if self.is_empty:
@@ -156,12 +167,10 @@ class Draft:
         """Add the dead letters and the gaps; nothing may be added after that."""
         outlet = self._outlet
         event_count = len(self.ids)
-        part_bytes = outlet.record_bytes_max // 2  # base64 and the frame around it must fit too
-        letters = [dead_event(self.origin, *one, part_bytes) for one in self._unpublishable]
-        letters += [dead_record(self.origin, one, part_bytes) for one in self._rejected]
-        letters = [letter for letter in letters if all(map(outlet.window.claim, letter.ids))]
+        letters = [one for one in self._letters if all(map(outlet.window.claim, one.ids))]
         self.ids += [one for letter in letters for one in letter.ids]
         records = [record for letter in letters for record in letter.records]
+        self.gaps = [sound_gap(gap) for gap in self.gaps]
         records += [gap_record(self.origin, gap) for gap in self.gaps]
         for record in records:
             await outlet.open_topic(record.topic)
@@ -172,15 +181,3 @@ class Draft:
             dead_count=len(letters),
             gap_count=len(self.gaps),
         )
-
-
-def json_bytes_of(thing: Any) -> int:
-    """How many bytes a thing that can't be published takes, about; never raises."""
-    try:
-        return len(orjson.dumps(thing, default=repr, option=orjson.OPT_NON_STR_KEYS))
-    except TypeError:
-        pass  # What is no JSON has a size, too.
-    try:
-        return len(repr(thing))
-    except Exception:  # noqa: BLE001 - it comes from a connector, and may be anything
-        return 0

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,11 +26,20 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 import structlog
 
-from verity_common.kafka import json_bytes
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_sdk.times import as_utc, format_utc, parse_utc
+from verity_sdk.values import (
+    altered_header,
+    dumps,
+    hides_a_number,
+    publishable,
+    readable,
+    reference,
+    shown,
+    utf8,
+)
 from verity_stream.settings import is_valid_name
 
 logger = structlog.get_logger(__name__)
@@ -86,11 +94,15 @@ class Origin:
         ]
 
 
-EncodedEvent: TypeAlias = tuple[str, bytes, datetime, str, bytes, bytes]
+EncodedEvent: TypeAlias = tuple[str, bytes, datetime, str, bytes, bytes, bytes | None]
 """An event as it goes to Kafka, but for the headers that its whole page shares: the source's id as
-text and in UTF-8, when it occurred (aware UTC), topic, key, value.
+text and in UTF-8, when it occurred (aware UTC), topic, key, value, and the header `altered` where
+something of it could not be written as it is.
 
 There is one for every event; a tuple with names takes seven times as long to make."""
+
+_EVENT_TEXTS = ("event_id", "principal_ref", "asset_ref", "operation")
+_GRANT_TEXTS = ("principal_ref", "asset_ref", "privilege", "grant_mechanism")
 
 
 class EventEncoder:
@@ -101,12 +113,22 @@ class EventEncoder:
         partition_by: The field whose value is the record's key: `principal_ref`, `asset_ref` or
             `event_id`.
         record_bytes_max: The longest record the broker takes.
+        platform: The one that the connector declares: no other's events are published. None where
+            it declares none: each event's own counts.
     """
 
-    def __init__(self, connector_id: str, partition_by: str, record_bytes_max: int) -> None:
+    def __init__(
+        self,
+        connector_id: str,
+        partition_by: str,
+        record_bytes_max: int,
+        platform: str | None = None,
+    ) -> None:
         self._connector_id = connector_id
+        self._partition_by = partition_by
         self._key_of = attrgetter(partition_by)
         self._record_bytes_max = record_bytes_max
+        self._platform = platform
         self._topics: dict[str, str] = {}
         self._has_warned = False
 
@@ -114,46 +136,72 @@ class EventEncoder:
         """Encode one event.
 
         Raises:
-            Malformed: It is no event, or can't be published as it is; it belongs to the dead
-                letters.
+            Malformed: It is no event, does not say who did what, on what, when and whose it is,
+                or is too long; it belongs to the dead letters. What else is wrong with it is
+                altered.
         """
         if not isinstance(event, RawEvent):
             raise Malformed(f"the connector yielded a {type(event).__name__}, not a RawEvent")
-        platform, event_id, at = event.platform, event.event_id, event.occurred_at
-        if event_id is None or event_id == "":
-            raise Malformed("the event has no event_id")
-        if not (isinstance(at, datetime) and at.tzinfo is UTC):
-            at = self._utc(at)
-        # A list of fields rather than orjson's own dataclass support, which leaves out
-        # microseconds of 0 and cannot write naive times as UTC.
-        body = {
-            "platform": platform,
-            "event_id": event_id,
-            # orjson writes it as format_utc does, in a tenth of the time.
-            "occurred_at": at if at.microsecond else format_utc(at),
-            "principal_ref": event.principal_ref,
-            "asset_ref": event.asset_ref,
-            "operation": event.operation,
-            "raw_payload": event.raw_payload,
-        }
         try:
-            try:
-                value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
-            except TypeError:
-                body["occurred_at"] = format_utc(at)
-                value = _dumps(body)
-            key = str(self._key_of(event)).encode()
-            identity = str(event_id)
-            id_header = identity.encode()
-            size = len(value) + len(key) + len(id_header)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise Malformed(f"the event can't be written as JSON: {error}") from error
+            platform, at, payload = event.platform, event.occurred_at, event.raw_payload
+            topic = self._topics.get(platform) or self._topic(platform)
+            if not (isinstance(at, datetime) and at.tzinfo is UTC):
+                at = self._utc(at)
+            identity, principal_ref = event.event_id, event.principal_ref
+            asset_ref, operation = event.asset_ref, event.operation
+            altered: bytes | None = None
+            value = b""
+            if type(identity) is type(principal_ref) is type(asset_ref) is type(operation) is str:
+                # A list of fields rather than orjson's own dataclass support, which leaves out
+                # microseconds of 0 and cannot write naive times as UTC.
+                body = {
+                    "platform": platform,
+                    "event_id": identity,
+                    # orjson writes it as format_utc does, in a tenth of the time.
+                    "occurred_at": at if at.microsecond else format_utc(at),
+                    "principal_ref": principal_ref,
+                    "asset_ref": asset_ref,
+                    "operation": operation,
+                    "raw_payload": payload,
+                }
+                try:
+                    value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
+                    if b"null" in value and hides_a_number(value, payload):
+                        value = b""
+                except TypeError:
+                    pass  # The slow way makes something of everything.
+            if value:
+                key = self._key_of(event).encode()
+            else:
+                fields, pointers = publishable(event, _EVENT_TEXTS)
+                identity, key = fields["event_id"], fields[self._partition_by].encode()
+                value = orjson.dumps(
+                    {
+                        "platform": platform,
+                        "event_id": identity,
+                        "occurred_at": format_utc(at),
+                        **fields,
+                    }
+                )
+                if pointers:
+                    altered = altered_header(pointers)
+        except Malformed:
+            raise
+        except Exception as error:
+            # It comes from a connector, and may be anything: it costs its record, not the page.
+            raise Malformed(
+                f"the event can't be written as JSON: {type(error).__name__}: {error}"
+            ) from error
+        if not identity:
+            raise Malformed("the event has no event_id")
+        id_header = identity.encode()
+        size = len(value) + len(key) + len(id_header) + len(altered or b"")
         if size > self._record_bytes_max:
             raise Malformed(
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
-        return identity, id_header, at, self._topic(platform), key, value
+        return identity, id_header, at, topic, key, value, altered
 
     def _utc(self, at: Any) -> datetime:
         """A time that is not UTC yet; naive ones are warned of once."""
@@ -164,26 +212,14 @@ class EventEncoder:
         return utc
 
     def _topic(self, platform: Any) -> str:
-        try:
-            return self._topics[platform]
-        except (KeyError, TypeError):
-            if not (isinstance(platform, str) and is_valid_name(platform)):
-                raise Malformed("platform can't be part of a topic's name") from None
-            topic = self._topics[platform] = raw_topic(platform)
-            return topic
-
-
-def _dumps(body: dict[str, Any]) -> bytes:
-    """Compact JSON; keys that are no strings, which are rare and slow, become strings."""
-    try:
-        return orjson.dumps(body)
-    except TypeError:
-        pass
-    try:
-        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # orjson refuses whole numbers beyond 64 bits, which JSON allows.
-        return json_bytes(body)
+        if not (isinstance(platform, str) and is_valid_name(platform)):
+            raise Malformed("platform can't be part of a topic's name")
+        if self._platform is not None and platform != self._platform:
+            raise Malformed(
+                f"the event is of platform {platform!r}, and the connector of {self._platform!r}"
+            )
+        topic = self._topics[platform] = raw_topic(str.__str__(platform))
+        return topic
 
 
 class DeadLetter(NamedTuple):
@@ -196,42 +232,55 @@ class DeadLetter(NamedTuple):
     ids: tuple[str, ...]
     records: list[Record]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its records' values."""
+        return sum(len(record.value) for record in self.records)
+
 
 def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> DeadLetter:
     """The dead letter of an event that can't be published."""
-    fields = dict(vars(event)) if hasattr(event, "__dict__") else {"value": event}
-    identity = fields.get("event_id")
-    event_id = None if identity is None or identity == "" else str(identity)
-    data = _readable(fields).encode("utf-8", "backslashreplace")
+    fields = _fields(event)
+    try:
+        event_id = reference(fields.get("event_id"), "event_id")[0] or None
+    except Malformed:
+        event_id = None
+    data = readable(fields).encode("ascii")
     return _dead_letter(origin, data, reason, event_id, part_bytes, event_id=event_id)
 
 
-def dead_record(origin: Origin, rejected: RejectedRecord, part_bytes: int) -> DeadLetter:
+def original(origin: Origin, event: Any, altered: bytes, part_bytes: int) -> DeadLetter:
+    """The dead letter that keeps what an event was before it was altered to be published."""
+    reason = f"published, but altered at {altered.decode()}: this is the original"
+    letter = dead_event(origin, event, reason, part_bytes)
+    return letter._replace(ids=letter.ids[-1:])  # The event's own id is claimed by the event.
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    fields = getattr(thing, "__dict__", None)
+    return dict(fields) if isinstance(fields, dict) else {"value": thing}
+
+
+def dead_record(origin: Origin, rejected: Any, part_bytes: int) -> DeadLetter:
     """The dead letter of a source record that was not understood."""
-    return _dead_letter(origin, rejected.data, rejected.reason, rejected.reference, part_bytes)
-
-
-def _readable(fields: dict[str, Any]) -> str:
-    """JSON where that is possible; what JSON has no word for, as Python shows it."""
-    try:
-        return json.dumps(fields, default=repr)
-    except (TypeError, ValueError, RecursionError):
-        pass  # Keys that are no text, an object that contains itself, or too many levels.
-    try:
-        return repr(fields)
-    except RecursionError:
-        shallow = {
-            name: value if isinstance(value, str | int | datetime | None) else type(value).__name__
-            for name, value in fields.items()
-        }
-        return f"{shallow!r}: the rest is nested too deeply to be written"
+    if not isinstance(rejected, RejectedRecord):
+        reason = f"the connector rejected a {type(rejected).__name__}, not a RejectedRecord"
+        return _dead_letter(origin, dumps(rejected), reason, None, part_bytes)
+    data: Any = rejected.data
+    if isinstance(data, bytearray | memoryview):
+        data = bytes(data)
+    elif isinstance(data, str):
+        data = utf8(data)
+    elif not isinstance(data, bytes):
+        data = dumps(data)
+    return _dead_letter(origin, data, rejected.reason, rejected.reference, part_bytes)
 
 
 def _dead_letter(
     origin: Origin,
     data: bytes,
-    reason: str,
-    reference: str | None,
+    reason: Any,
+    reference: Any,
     part_bytes: int,
     *,
     event_id: str | None = None,
@@ -239,7 +288,7 @@ def _dead_letter(
     """Cut the data into parts that fit a record; `sha256` and `parts` prove a whole one."""
     digest = hashlib.sha256(data).hexdigest()
     # Cleaned, so that it reads back from the header as it is, and is never too long for one.
-    dead_id = f"{digest}:{clean(reference or '')}"
+    dead_id = f"{digest}:{clean('' if reference is None else reference)}"
     ids = {"dead_id": dead_id}
     if event_id is not None:
         ids = {"event_id": clean(event_id), **ids}
@@ -273,13 +322,9 @@ def _dead_letter(
     return DeadLetter(tuple(ids.values()), records)
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
-
-
-def clean(text: str) -> str:
+def clean(text: Any) -> str:
     """Text that fits a JSON string and a line: nothing a source says can break a record."""
-    return _utf8(text).decode()[:2000]
+    return utf8(text if isinstance(text, str) else shown(text)).decode()[:2000]
 
 
 def gap_record(origin: Origin, gap: Gap) -> Record:
@@ -296,6 +341,25 @@ def gap_record(origin: Origin, gap: Gap) -> Record:
         }
     )
     return Record(GAPS_TOPIC, origin.connector_id.encode(), value, origin.headers("gap/1"))
+
+
+def sound_gap(gap: Any) -> Gap:
+    """Whatever a connector reports as a gap, as one that can be recorded.
+
+    A time that is none is unknown; so a gap is never lost for how it is said.
+    """
+    if not isinstance(gap, Gap):
+        return Gap(None, None, "*", f"the connector reported {clean(gap)} in place of a gap")
+    reason = clean(gap.reason)
+    times: list[datetime | None] = []
+    for at in (gap.from_at, gap.to_at):
+        try:
+            times.append(None if at is None else as_utc(at))
+        except Malformed as error:
+            times.append(None)
+            reason = clean(f"{reason} ({error})")
+    from_at, to_at = times
+    return Gap(from_at, to_at, clean(gap.scope), reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,31 +485,41 @@ def _optional_time(at: datetime | None) -> str | None:
     return None if at is None else format_utc(at)
 
 
-def snapshot_record(origin: Origin, snapshot_id: str, kind: str, body: dict[str, Any]) -> Record:
+def snapshot_record(
+    origin: Origin,
+    snapshot_id: str,
+    kind: str,
+    body: dict[str, Any],
+    altered: bytes | None = None,
+) -> Record:
     """A record of a permission snapshot.
 
     All records of a connector's snapshots share one key and so one partition: start, grants
     and end stand in that order for every consumer.
+
+    Args:
+        altered: The header of that name, if it has one.
     """
     headers = [
         *origin.headers("permission/1"),
         ("snapshot_id", snapshot_id.encode()),
         ("record", kind.encode()),
     ]
-    value = _dumps({"record": kind, "snapshot_id": snapshot_id, **body})
+    if altered is not None:
+        headers.append(("altered", altered))
+    value = orjson.dumps({"record": kind, "snapshot_id": snapshot_id, **body})
     return Record(permissions_topic(origin.platform), origin.connector_id.encode(), value, headers)
 
 
-def grant_body(grant: PermissionSnapshot, snapshot_at: datetime) -> dict[str, Any]:
-    """The fields of a grant as JSON values."""
+def grant_body(
+    grant: PermissionSnapshot, snapshot_at: datetime
+) -> tuple[dict[str, Any], bytes | None]:
+    """The fields of a grant as JSON values, and the header `altered` where some had to be.
+
+    Raises:
+        Malformed: It does not say who holds what on what, or its time is none.
+    """
     at = snapshot_at if grant.snapshot_at is None else as_utc(grant.snapshot_at)
-    return {
-        "platform": grant.platform,
-        "principal_ref": grant.principal_ref,
-        "asset_ref": grant.asset_ref,
-        "privilege": grant.privilege,
-        "grant_mechanism": grant.grant_mechanism,
-        "granted_via": grant.granted_via,
-        "snapshot_at": format_utc(at),
-        "raw_payload": grant.raw_payload,
-    }
+    fields, pointers = publishable(grant, _GRANT_TEXTS, ("granted_via",))
+    body = {"platform": grant.platform, "snapshot_at": format_utc(at), **fields}
+    return body, altered_header(pointers) if pointers else None

@@ -92,7 +92,12 @@ class Relay:
         self._outlet = Outlet(
             publisher,
             self._window,
-            EventEncoder(spec.connector_id, spec.options.partition_by, record_bytes_max),
+            EventEncoder(
+                spec.connector_id,
+                spec.options.partition_by,
+                record_bytes_max,
+                spec.declared_platform,
+            ),
             ensure_topics,
             self._origin,
             record_bytes_max,

@@ -144,6 +144,11 @@ class ConnectorSpec:
     options: ConnectorOptions
 
     @property
+    def declared_platform(self) -> str | None:
+        """The `PLATFORM` of the connector's class; None where each event's own counts."""
+        return None if getattr(self.cls, "PLATFORM", None) is None else self.platform
+
+    @property
     def lookback(self) -> timedelta:
         """How far before the watermark ids are remembered, and a plain source is asked again."""
         return self.cls.lookback if self.options.lookback is None else self.options.lookback

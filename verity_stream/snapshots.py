@@ -29,13 +29,17 @@ from verity_stream.records import (
     clean,
     dead_event,
     grant_body,
+    original,
     snapshot_record,
 )
-from verity_stream.settings import ConnectorSpec, StreamSettings
+from verity_stream.settings import ConnectorSpec, StreamSettings, is_valid_name
 from verity_stream.source import Clock
 from verity_stream.status import utc_now
 
 logger = structlog.get_logger(__name__)
+
+UNPUBLISHABLE = "unpublishable"
+"""The scope of the gap that says that grants were read and could not be published."""
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ async def publish_snapshot(
         return snapshot_record(origin, result.snapshot_id, kind, {**about, **body})
 
     await publisher.publish([mark("start", {"started_at": origin.fetched_at})])
+    encode = _Encoder(spec, settings, origin, result)
     grants: Any = chunked(connector.snapshot_permissions(), limits)
     async with aclosing(grants):
         while True:
@@ -95,9 +100,9 @@ async def publish_snapshot(
                 break
             except Exception as error:
                 log.exception("snapshot.failed", scope="*")
-                result.gaps.append(SnapshotGap("*", f"{type(error).__name__}: {error}"))
+                result.gaps.append(SnapshotGap("*", clean(f"{type(error).__name__}: {error}")))
                 break
-            records = list(_encode(chunk, origin, settings, result))
+            records = list(encode(chunk))
             if records:
                 await publisher.publish(records)
     end = {
@@ -106,10 +111,8 @@ async def publish_snapshot(
         "is_complete": result.is_complete,
         "grant_count": result.grant_count,
         "dead_count": result.dead_count,
-        "scopes_tried": [clean(scope) for scope in result.scopes_tried],
-        "scopes_denied": [
-            {"scope": clean(gap.scope), "reason": clean(gap.reason)} for gap in result.gaps
-        ],
+        "scopes_tried": result.scopes_tried,
+        "scopes_denied": [{"scope": gap.scope, "reason": gap.reason} for gap in result.gaps],
     }
     await publisher.publish([mark("end", end)])
     (log.info if result.is_complete else log.error)(
@@ -122,37 +125,77 @@ async def publish_snapshot(
     return result
 
 
-def _encode(
-    chunk: Sequence[Any], origin: Origin, settings: StreamSettings, result: SnapshotResult
-) -> Iterator[Record]:
-    """The records of some grants; gaps and counts go into the result."""
-    bytes_max = settings.kafka.max_record_bytes
-    for item in chunk:
-        if isinstance(item, SnapshotGap):
-            result.gaps.append(item)
-            continue
-        if isinstance(item, SnapshotScope):
-            result.scopes_read.append(item.scope)
-            continue
+class _Encoder:
+    """Makes the records of some grants; gaps and counts go into the result."""
+
+    def __init__(
+        self, spec: ConnectorSpec, settings: StreamSettings, origin: Origin, result: SnapshotResult
+    ) -> None:
+        self._spec = spec
+        self._origin = origin
+        self._result = result
+        self._bytes_max = settings.kafka.max_record_bytes
+        self._has_warned = False
+
+    def __call__(self, chunk: Sequence[Any]) -> Iterator[Record]:
+        for item in chunk:
+            if isinstance(item, SnapshotGap):
+                self._result.gaps.append(SnapshotGap(clean(item.scope), clean(item.reason)))
+            elif isinstance(item, SnapshotScope):
+                self._result.scopes_read.append(clean(item.scope))
+            else:
+                yield from self._records(item)
+
+    def _records(self, item: Any) -> Iterator[Record]:
+        """A grant, with its original where it had to be altered; or a dead letter."""
+        part_bytes = self._bytes_max // 2
         try:
-            yield _grant_record(item, origin, bytes_max, result)
-            result.grant_count += 1
+            record, altered = self._grant(item)
         except Malformed as error:
-            result.dead_count += 1
-            yield from dead_event(origin, item, str(error), bytes_max // 2).records
+            if not self._result.dead_count:
+                # Once: what the others lacked is in the dead letters.
+                self._result.gaps.append(SnapshotGap(UNPUBLISHABLE, clean(str(error))))
+            self._result.dead_count += 1
+            yield from dead_event(self._origin, item, str(error), part_bytes).records
+            return
+        self._result.grant_count += 1
+        yield record
+        if altered is not None:
+            yield from original(self._origin, item, altered, part_bytes).records
 
+    def _grant(self, item: Any) -> tuple[Record, bytes | None]:
+        if not isinstance(item, PermissionSnapshot):
+            raise Malformed(
+                f"the connector yielded a {type(item).__name__}, not a PermissionSnapshot"
+            )
+        declared = self._spec.declared_platform
+        try:
+            if not isinstance(item.platform, str) or not is_valid_name(item.platform):
+                raise Malformed("platform can't be part of a topic's name")
+            if declared is not None and item.platform != declared:
+                raise Malformed(
+                    f"the grant is of platform {item.platform!r}, and the connector of {declared!r}"
+                )
+            body, altered = grant_body(item, self._result.started_at)
+            self._warn_of_naive_time(item.snapshot_at)
+            record = snapshot_record(self._origin, self._result.snapshot_id, "grant", body, altered)
+        except Malformed:
+            raise
+        except Exception as error:
+            # It comes from a connector, and may be anything: it costs its record, not the rest.
+            raise Malformed(
+                f"the grant can't be written as JSON: {type(error).__name__}: {error}"
+            ) from error
+        if len(record.value) > self._bytes_max:
+            raise Malformed(
+                f"the grant is {len(record.value)} bytes, more than the {self._bytes_max} of "
+                "VERITY_KAFKA__MAX_RECORD_BYTES"
+            )
+        return record, altered
 
-def _grant_record(item: Any, origin: Origin, bytes_max: int, result: SnapshotResult) -> Record:
-    if not isinstance(item, PermissionSnapshot):
-        raise Malformed(f"the connector yielded a {type(item).__name__}, not a PermissionSnapshot")
-    body = grant_body(item, result.started_at)
-    try:
-        record = snapshot_record(origin, result.snapshot_id, "grant", body)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Malformed(f"the grant can't be written as JSON: {error}") from error
-    if len(record.value) > bytes_max:
-        raise Malformed(
-            f"the grant is {len(record.value)} bytes, more than the {bytes_max} of "
-            "VERITY_KAFKA__MAX_RECORD_BYTES"
-        )
-    return record
+    def _warn_of_naive_time(self, at: datetime | None) -> None:
+        if at is not None and at.tzinfo is None and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "snapshot.naive_time", connector_id=self._spec.connector_id, taken_as="UTC"
+            )

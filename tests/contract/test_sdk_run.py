@@ -519,17 +519,16 @@ async def test_a_table_with_more_columns_works_as_well(bootstrap_servers: str, d
 async def test_what_aiokafka_itself_raises_says_who_must_act(
     bootstrap_servers: str, dsn: str
 ) -> None:
-    """A producer without a serializer, and payloads that no record can hold."""
+    """A producer without a serializer, and a payload that no record can hold."""
     async with real_world(bootstrap_servers, dsn, TABLES["two columns"]) as world:
         async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers) as bare:
             with pytest.raises(Misconfigured, match="value_serializer"):
                 await Source(world, [1], producer=bare).run()
-        for payload in ({"x": object()}, {"x": "y" * 2_000_000}):
-            source = Source(world, [1, 2, 3])
-            source.events[2].raw_payload = payload
-            with pytest.raises(Malformed, match="'e2'"):
-                await source.run()
-            assert await world.checkpoint() == at(2)
+        source = Source(world, [1, 2, 3])
+        source.events[2].raw_payload = {"x": "y" * 2_000_000}
+        with pytest.raises(Malformed, match="'e2'"):
+            await source.run()
+        assert await world.checkpoint() == at(2)
         source.events[2].raw_payload = {"n": 2}
         await source.run()
         await assert_complete(world, source)

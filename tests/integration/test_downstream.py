@@ -143,7 +143,7 @@ class Source:
         return publisher
 
     def record(self, event: RawEvent) -> Record:
-        event_id, _, _, topic, key, value = self._encoder.encode(
+        event_id, _, _, topic, key, value, _ = self._encoder.encode(
             replace(event, platform=self.platform)
         )
         headers = [("event_id", event_id.encode()), *self.origin.headers("raw_event/1")]
@@ -267,7 +267,7 @@ async def test_typed_records_arrive_and_poison_does_not_stop_them(bench: Bench) 
         }
         snapshot = [
             ("start", {**about, "started_at": FETCHED_AT}),
-            ("grant", grant_body(grant, NOW)),
+            ("grant", grant_body(grant, NOW)[0]),
             ("end", end),
         ]
         await src.publish_records(snapshot_record(src.origin, "s1", *one) for one in snapshot)

@@ -23,14 +23,9 @@ AT = datetime(2026, 1, 31, tzinfo=UTC)
 
 
 def event(event_id: Any, **fields: Any) -> RawEvent:
-    given = {"platform": "acme", "raw_payload": {}, **fields}
+    given = {"platform": "acme", "operation": "READ", "raw_payload": {}, **fields}
     return RawEvent(
-        event_id=event_id,
-        occurred_at=AT,
-        principal_ref="ada",
-        asset_ref="vault",
-        operation="READ",
-        **given,
+        event_id=event_id, occurred_at=AT, principal_ref="ada", asset_ref="vault", **given
     )
 
 
@@ -93,7 +88,7 @@ async def test_what_cant_be_published_is_one_dead_letter_however_often_it_comes(
     """An object's `repr` may differ at every turn: its event's id says that it is the same."""
     there = outlet()
     draft = Draft(there, 99, 10**6)
-    await filled(draft, *(event("x", raw_payload={"o": object()}) for _ in range(3)), "no event")
+    await filled(draft, *(event("x", operation=object()) for _ in range(3)), "no event")
     draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
     draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
     draft.gaps.append(Gap(None, AT, "all", "lost"))
@@ -109,8 +104,62 @@ async def test_what_cant_be_published_is_one_dead_letter_however_often_it_comes(
         if name in ("event_id", "dead_id")
     ]
     assert draft.ids == ids
-    again = await filled(Draft(there, 99, 10**6), event("x", raw_payload={"o": object()}))
+    again = await filled(Draft(there, 99, 10**6), event("x", operation=object()))
     assert (await again.finish()).dead_count == 0
+
+
+async def test_an_altered_event_is_out_once_and_so_is_its_original() -> None:
+    there = outlet()
+    draft = Draft(there, 99, 10**6)
+    await filled(draft, *(event("x", raw_payload={"n": 2**70, "o": b"ab"}) for _ in range(3)))
+    assert await draft.finish() == PageSummary(event_count=1, repeat_count=2, dead_count=1)
+    altered, letter = records_of(draft)
+    headers = dict(altered.headers)
+    assert orjson.loads(headers["altered"]) == ["/raw_payload/n", "/raw_payload/o"]
+    assert orjson.loads(altered.value)["raw_payload"] == {"n": str(2**70), "o": "ab"}
+    assert letter.topic == dead_topic("acme")
+    assert dict(letter.headers)["event_id"] == b"x"
+    body = orjson.loads(letter.value)
+    assert "/raw_payload/n" in body["reason"]
+    assert str(2**70) in body["data"]
+    assert body["reference"] == "x"
+    again = await filled(Draft(there, 99, 10**6), event("x", raw_payload={"n": 2**70}))
+    assert await again.finish() == PageSummary(repeat_count=1)
+
+
+async def test_a_dead_letter_is_what_was_yielded_though_the_connector_goes_on_using_it() -> None:
+    draft = Draft(outlet(), 99, 10**6)
+    one = event(None, raw_payload={"n": 1})
+    await filled(draft, one)
+    one.raw_payload["n"] = 2
+    await draft.finish()
+    (letter,) = records_of(draft)
+    assert '"raw_payload": {"n": 1}' in orjson.loads(letter.value)["data"]
+
+
+@pytest.mark.parametrize(
+    "rejected",
+    [
+        RejectedRecord("text\ud800", "why"),  # type: ignore[arg-type]
+        RejectedRecord(None, None, 7),  # type: ignore[arg-type]
+        RejectedRecord(bytearray(b"x"), "why"),  # type: ignore[arg-type]
+        {"no": "record"},
+    ],
+)
+async def test_a_rejected_record_of_wrong_types_is_a_dead_letter_too(rejected: Any) -> None:
+    draft = await filled(Draft(outlet(), 99, 10**6), event(1))
+    draft.reject(rejected)
+    assert await draft.finish() == PageSummary(event_count=1, dead_count=1)
+
+
+@pytest.mark.parametrize("gap", [Gap("long ago", AT, None, 7), "lost"])  # type: ignore[arg-type]
+async def test_a_gap_of_wrong_types_is_recorded_too(gap: Any) -> None:
+    draft = await filled(Draft(outlet(), 99, 10**6), event(1))
+    draft.gaps.append(gap)
+    assert await draft.finish() == PageSummary(event_count=1, gap_count=1)
+    body = orjson.loads(records_of(draft)[-1].value)
+    assert body["from_at"] is None
+    assert ("long ago" in body["reason"]) or ("lost" in body["reason"])
 
 
 @pytest.mark.parametrize("size", [10, 5000])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import string
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -70,12 +69,13 @@ class Encoded(NamedTuple):
     topic: str
     key: bytes
     value: bytes
+    altered: bytes | None
 
 
 def encode(
     one: RawEvent, bytes_max: int = BYTES_MAX, partition_by: str = "principal_ref"
 ) -> Encoded:
-    return Encoded(*EventEncoder("acme-1", partition_by, bytes_max).encode(one))
+    return Encoded(*EventEncoder("acme-1", partition_by, bytes_max, "acme").encode(one))
 
 
 def whole(records: list[Record]) -> bytes:
@@ -150,8 +150,9 @@ def test_times_have_microseconds_and_z(at: datetime, text: str) -> None:
 )
 def test_an_id_stays_exactly_as_the_source_gave_it(event_id: Any, text: str) -> None:
     encoded = encode(event(event_id=event_id))
-    assert orjson.loads(encoded.value)["event_id"] == event_id
+    assert orjson.loads(encoded.value)["event_id"] == text
     assert encoded.event_id == text
+    assert encoded.altered is None
 
 
 @pytest.mark.parametrize(
@@ -164,12 +165,6 @@ def test_the_key_is_the_configured_field(field: str, key: bytes) -> None:
 def test_keys_that_are_no_text_become_text() -> None:
     body = orjson.loads(encode(event(raw_payload={1: {None: True}, AT: 2})).value)
     assert body["raw_payload"] == {"1": {"null": True}, "2026-01-31T23:59:59+00:00": 2}
-
-
-def test_what_json_has_no_number_for_is_null() -> None:
-    """JSON knows neither NaN nor infinity; orjson writes null, and so do browsers."""
-    body = orjson.loads(encode(event(raw_payload={"x": float("nan"), "y": float("inf")})).value)
-    assert body["raw_payload"] == {"x": None, "y": None}
 
 
 def _circular() -> dict[str, Any]:
@@ -185,26 +180,38 @@ def nested(depth: int) -> dict[str, Any]:
     return value
 
 
-BEYOND = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
+class Hostile(dict[str, Any]):
+    """Raises once its items are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__({"x": object()})
+
+    def items(self) -> Any:
+        raise RuntimeError("no")
+
 
 UNPUBLISHABLE = {
-    "an object": {"raw_payload": {"x": object()}},
-    "bytes": {"raw_payload": {"x": b"\xff"}},
-    "itself": {"raw_payload": _circular()},
-    "a surrogate": {"raw_payload": {"x": "\ud800"}},
-    "a surrogate as key": {"principal_ref": "\udfff"},
-    "a surrogate as id": {"event_id": "\ud800"},
-    "a tuple as key": {"raw_payload": {(1, 2): 3}},
-    "nested": {"raw_payload": nested(200_000)},
+    "no id": {"event_id": None},
+    "an empty id": {"event_id": ""},
+    "an id that is no text": {"event_id": 1.5},
+    "no principal": {"principal_ref": None},
+    "an asset that is no text": {"asset_ref": ["vault"]},
+    "an operation that is none": {"operation": b"READ!", "raw_payload": {"x": "READ"}},
+    "a truth as reference": {"principal_ref": True},
     "a time that is none": {"occurred_at": "yesterday"},
+    "no time": {"occurred_at": None},
     "a time beyond UTC": {
         "occurred_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
     },
     "no topic": {"platform": "a/b"},
     "no platform": {"platform": None},
+    "a platform that is a list": {"platform": ["acme"]},
+    "a foreign platform": {"platform": "hr"},
     "too long": {"raw_payload": {"x": "y" * BYTES_MAX}},
+    "too long once altered": {"raw_payload": {"x": b"\xff" * (BYTES_MAX // 4)}},
     "too long an id": {"event_id": "y" * (BYTES_MAX // 2)},
     "too long a key": {"principal_ref": "y" * (BYTES_MAX // 2)},
+    "a mapping that raises": {"raw_payload": Hostile()},
 }
 
 
@@ -224,14 +231,10 @@ def test_what_cant_be_published_becomes_a_dead_letter(fields: dict[str, Any]) ->
         assert total_bytes(record) <= BYTES_MAX
 
 
-@pytest.mark.parametrize("payload", [{"x": 2**70, "é": [1]}, nested(400)])
-def test_what_json_allows_and_orjson_does_not_is_published(payload: dict[str, Any]) -> None:
-    assert json.loads(encode(event(raw_payload=payload)).value)["raw_payload"] == payload
-
-
-def test_a_payload_nested_too_deeply_for_python_becomes_a_dead_letter() -> None:
+def test_a_payload_nested_too_deeply_for_python_is_kept_whole() -> None:
     """orjson reads 1024 levels from a source; repr() and json.dumps() then give up."""
-    assert whole(dead_event(ORIGIN, event(raw_payload=nested(200_000)), "nested", 5000).records)
+    letter = dead_event(ORIGIN, event(raw_payload=nested(200_000)), "nested", 50_000)
+    assert whole(letter.records).count(b'{"in": ') == 200_000
 
 
 def total_bytes(record: Record) -> int:
@@ -348,7 +351,9 @@ def test_any_bytes_are_a_checkpoint_or_malformed(value: bytes) -> None:
 
 def test_a_grant_keeps_its_fields_and_its_time() -> None:
     grant = PermissionSnapshot("acme", "ada", "vault", "READ", "role", "admins", None, {"a": 1})
-    record = snapshot_record(ORIGIN, "s1", "grant", grant_body(grant, AT))
+    body, altered = grant_body(grant, AT)
+    assert altered is None
+    record = snapshot_record(ORIGIN, "s1", "grant", body)
     assert (record.topic, record.key) == ("verity.permissions.raw.acme", b"acme-1")
     headers = dict(record.headers)
     assert (headers["schema"], headers["snapshot_id"], headers["record"]) == (
