@@ -156,7 +156,7 @@ class Relay:
             self._is_interruptible = False
 
     async def _start(self) -> None:
-        """Claim, fence, read the epoch again, and make the two stored views equal."""
+        """Claim, fence, read back, read the epoch again, and make the two stored views equal."""
         connector_id = self._spec.connector_id
         provenance = await self._store.provenance(connector_id)
         if provenance.other_cluster is not None:
@@ -166,11 +166,12 @@ class Relay:
         passing("after_claim")
         await self._publisher.start()
         passing("after_fence")
-        # Two starters may claim in one order and fence in the other. Whoever finds a newer
-        # epoch after its own fencing gives way.
-        stored = await self._load(claimed.epoch)
         published = await self._reader.last_checkpoint(connector_id)
         passing("after_read_back")
+        # Two starters may claim in one order and fence in the other: whoever finds a newer epoch
+        # after its own fencing gives way. And not before reading back, which may take minutes:
+        # what a newer relay published meanwhile would look like a restored database.
+        stored = await self._load(claimed.epoch)
         lost = provenance.published_version - (0 if published is None else published.version)
         if lost > 0:
             self._topic_is_behind(lost)

@@ -134,7 +134,9 @@ class ConnectorRunner:
         self._pool: Any = None
         self._connector_pool: Any = None
         self._topics = Topics(settings)
-        self._reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
+        self._reader = KafkaTopicReader(
+            settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
+        )
         self._store: PostgresCheckpoints | None = None
         self._operation: OperationStore | None = None
         self._is_database_down = False

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,8 +22,10 @@ from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint, decode_checkpoint
 
-READ_SECONDS = 90.0
-"""Reading back waits at most for another connector's open transaction: its time-out and more."""
+TRANSACTION_TIMEOUT = timedelta(seconds=60)
+"""Where nobody says what the workers' setting is: its default."""
+STALL_MARGIN = timedelta(seconds=30)
+"""The broker ends a transaction up to 10 s after its time-out; and it may be slow."""
 
 ADMIN_SECONDS = 10.0
 """Asking how many partitions topics have."""
@@ -54,11 +57,24 @@ class KafkaTopicReader:
 
     The high watermark, not the last stable offset: an open transaction of another connector
     lower in the partition would hide this connector's own committed records behind it.
-    Waiting for the high watermark waits at most for that transaction's end.
+    Waiting for the high watermark waits at most for that transaction's end. Reading takes as long
+    as there is much to read, but not without any progress.
+
+    Args:
+        kafka: How to reach the brokers.
+        checkpoint_partitions: Of the checkpoints topic.
+        transaction_timeout: How long a transaction of any worker may stay open; without progress
+            for longer, reading ends in Unavailable.
     """
 
-    def __init__(self, kafka: KafkaSettings, checkpoint_partitions: int) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        checkpoint_partitions: int,
+        transaction_timeout: timedelta = TRANSACTION_TIMEOUT,
+    ) -> None:
         self._kafka = kafka
+        self._stall_seconds = (transaction_timeout + STALL_MARGIN).total_seconds()
         self._ends_seen_by = "read_uncommitted"
         self._checkpoint_partitions = checkpoint_partitions
 
@@ -102,22 +118,31 @@ class KafkaTopicReader:
     async def read(
         self, places: Mapping[TopicPartition, int | None]
     ) -> AsyncIterator[Sequence[Any]]:
-        """The records of these places from these offsets on, in lists, each of one place."""
+        """The records of these places from these offsets on, in lists, each of one place.
+
+        Raises:
+            Unavailable: No progress for longer than any transaction can stay open; or as Kafka's
+                client says.
+        """
         if not places:
             return
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                ends = await self._ends(list(places))
-                # A place that was recreated shorter holds nothing. aiokafka's stop() raises
-                # CancelledError if nothing was awaited since assign().
-                places = {
-                    place: offset
-                    for place, offset in places.items()
-                    if offset is None or offset < ends[place]
-                }
-                if not places:
-                    return
-                async with consumer_of(self._kafka, "read_committed") as consumer:
+            async with AsyncExitStack() as opened:
+                async with asyncio.timeout(self._stall_seconds):
+                    ends = await self._ends(list(places))
+                    # A place that was recreated shorter holds nothing. aiokafka's stop() raises
+                    # CancelledError if nothing was awaited since assign().
+                    places = {
+                        place: offset
+                        for place, offset in places.items()
+                        if offset is None or offset < ends[place]
+                    }
+                    if not places:
+                        return
+                    consumer = await opened.enter_async_context(
+                        consumer_of(self._kafka, "read_committed")
+                    )
                     consumer.assign(list(places))
                     for place, offset in places.items():
                         if offset is None:
@@ -125,25 +150,47 @@ class KafkaTopicReader:
                         else:
                             # -1: acknowledged as a duplicate whose offset the broker forgot.
                             consumer.seek(place, max(offset, 0))
-                    unread = {
-                        place for place in places if await consumer.position(place) < ends[place]
-                    }
-                    while unread:
-                        batches = await consumer.getmany(
-                            *unread, timeout_ms=200, max_records=READ_RECORDS
-                        )
-                        for records in batches.values():
-                            yield records
-                        # position() also counts control markers and aborted records.
-                        for place in list(unread):
-                            if await consumer.position(place) >= ends[place]:
-                                unread.discard(place)
+                    # position() also counts control markers and aborted records.
+                    at = {place: await consumer.position(place) for place in places}
+                moved_at = loop.time()
+                while unread := [place for place in at if at[place] < ends[place]]:
+                    # Not around the yield: what is done with the records takes its own time.
+                    try:
+                        async with asyncio.timeout_at(moved_at + self._stall_seconds):
+                            batches = await consumer.getmany(
+                                *unread, timeout_ms=200, max_records=READ_RECORDS
+                            )
+                            now = {place: await consumer.position(place) for place in unread}
+                    except TimeoutError:
+                        text = self._standstill(consumer, unread[0], at, ends)
+                        raise Unavailable(text) from None
+                    is_moved = any(now[place] != at[place] for place in unread)
+                    at |= now
+                    for records in batches.values():
+                        yield records
+                    if is_moved:
+                        moved_at = loop.time()
         except TimeoutError:
             raise Unavailable(
-                "reading back from Kafka took too long: another transaction stays open"
+                f"reading back from Kafka: no answer within {self._stall_seconds:g} s"
             ) from None
         except kafka_errors.KafkaError as error:
             raise as_verity_error(error) from error
+
+    def _standstill(
+        self,
+        consumer: Any,
+        place: TopicPartition,
+        at: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
+    ) -> str:
+        stable = consumer.last_stable_offset(place)
+        is_held_back = stable is not None and 0 <= stable <= at[place]
+        why = "a transaction of another producer stays open" if is_held_back else "nothing comes"
+        return (
+            f"reading {place.topic}[{place.partition}] back stands still at offset {at[place]} of "
+            f"{ends[place]} for {self._stall_seconds:g} s: {why}"
+        )
 
     async def _ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
         """Where to stop: uncommitted it is the high watermark, committed the last stable offset."""
@@ -180,12 +227,18 @@ class CommittedReader(KafkaTopicReader):
         seconds: How long asking for the partitions may take.
         waits_for_open: Read up to the high watermark, waiting for transactions that are open;
             else up to the last stable offset, which is there at once.
+        transaction_timeout: As for `KafkaTopicReader`.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, *, seconds: float = 10, waits_for_open: bool = True
+        self,
+        kafka: KafkaSettings,
+        *,
+        seconds: float = 10,
+        waits_for_open: bool = True,
+        transaction_timeout: timedelta = TRANSACTION_TIMEOUT,
     ) -> None:
-        super().__init__(kafka, 1)
+        super().__init__(kafka, 1, transaction_timeout)
         self._seconds = seconds
         if not waits_for_open:
             self._ends_seen_by = "read_committed"

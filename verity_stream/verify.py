@@ -560,7 +560,7 @@ async def verify(
 
 async def _look(settings: StreamSettings, pool: Any, only: Collection[str]) -> dict[str, Views]:
     store = PostgresCheckpoints(pool)
-    reader = CommittedReader(settings.kafka)
+    reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
     table = await _table(reader, f"{settings.app_id}-checkpoints-changelog")
     before = {row.connector_id: row for row in await store.load_all()}
     topic = await reader.last_checkpoints()
@@ -622,7 +622,7 @@ async def prove(
         # that is read. What follows is newer than this look, and left out.
         async with _ready(kafka, "read_committed", places) as consumer:
             ends = await consumer.end_offsets(places) if places else {}
-        sealed, malformed = await _sealed(kafka, only)
+        sealed, malformed = await _sealed(settings, only)
         async with _ready(kafka, "read_uncommitted", places) as consumer:
             starts = await consumer.beginning_offsets(places) if places else {}
         bounds = {(place.topic, place.partition): (starts[place], ends[place]) for place in places}
@@ -687,11 +687,12 @@ async def _event_places(kafka: KafkaSettings) -> list[TopicPartition]:
 
 
 async def _sealed(
-    kafka: KafkaSettings, only: Collection[str]
+    settings: StreamSettings, only: Collection[str]
 ) -> tuple[dict[str, list[Sealed]], dict[str, str]]:
     found: dict[str, list[Sealed]] = defaultdict(list)
     malformed: dict[str, str] = {}
-    for record in await CommittedReader(kafka).records(CHECKPOINTS_TOPIC):
+    reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
+    for record in await reader.records(CHECKPOINTS_TOPIC):
         if record.key is None or record.value is None:
             continue
         name = record.key.decode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -22,8 +23,10 @@ from contract.streams import (
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
 from verity_stream import topic_reader as reader_module
-from verity_stream.placement import partition_for
+from verity_stream.placement import partition_for, partition_of_key
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
+from verity_stream.runner import ConnectorRunner
+from verity_stream.settings import StreamSettings
 from verity_stream.topic_reader import KafkaTopicReader
 
 pytestmark = pytest.mark.stack
@@ -115,10 +118,10 @@ async def test_it_is_found_above_an_open_transaction_of_another_connector(
     assert found.version == 7
 
 
-async def test_reading_back_does_not_wait_for_ever(
-    kafka: KafkaSettings, reader: KafkaTopicReader, monkeypatch: pytest.MonkeyPatch
+async def test_reading_back_does_not_wait_for_ever_and_says_for_what(
+    kafka: KafkaSettings, reader: KafkaTopicReader
 ) -> None:
-    monkeypatch.setattr(reader_module, "READ_SECONDS", 0.5)
+    reader._stall_seconds = 0.5
     connector = new_name()
     other = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=new_name())
     await other.start()
@@ -130,11 +133,37 @@ async def test_reading_back_does_not_wait_for_ever(
             key=b"other",
             partition=partition_for(connector, PARTITIONS),
         )
-        with pytest.raises(Unavailable, match="stays open"):
+        with pytest.raises(Unavailable, match=r"checkpoints\[\d+\] .*another producer stays open"):
             await reader.last_checkpoint(connector)
         await other.abort_transaction()
     finally:
         await other.stop()
+
+
+async def test_reading_that_goes_on_may_take_as_long_as_it_takes(
+    kafka: KafkaSettings,
+    reader: KafkaTopicReader,
+    bootstrap_servers: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A start that reads steadily must not fail, whatever is done with what it has read."""
+    reader._stall_seconds = 0.5
+    monkeypatch.setattr(reader_module, "READ_RECORDS", 10)
+    topic, mine = await new_topic(bootstrap_servers), new_name()
+    await publish(kafka, mine, [record(topic, n, mine, key=b"k") for n in range(100)])
+    place = TopicPartition(topic, partition_of_key(b"k", 2))
+    count = 0
+    async for records in reader.read({place: None}):
+        count += len(records)
+        await asyncio.sleep(0.1)
+    assert count == 100
+
+
+def test_no_transaction_that_a_worker_may_leave_open_fails_a_start() -> None:
+    """The broker ends one up to 10 s after its time-out (its own default)."""
+    for timeout in (StreamSettings().transaction_timeout, timedelta(minutes=10)):
+        runner = ConnectorRunner(StreamSettings(transaction_timeout=timeout), [])
+        assert runner._reader._stall_seconds >= timeout.total_seconds() + 10 + 10
 
 
 async def test_a_deleted_record_is_none_and_a_broken_one_malformed(

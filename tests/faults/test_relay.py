@@ -586,6 +586,56 @@ async def test_a_restored_backup_blocks_where_the_operator_wants_to_decide() -> 
     assert world.store.rows[CONNECTOR].version == 1
 
 
+async def overtaken(world: World, at: Effect) -> tuple[BaseException | None, Status]:
+    """A starter whose reading takes so long that another relay takes over and publishes on.
+
+    Args:
+        at: Where the slow one stands meanwhile.
+    """
+    slow = Pause(at)
+    relay = world.relay(slow.script)
+    task = asyncio.create_task(relay.run())
+    await slow.reached.wait()
+    # The other one is a worker of its own, where no operator has to decide anything.
+    policies, world.settings = world.settings, StreamSettings()
+    await world.run_until_done()
+    world.settings = policies
+    slow.let_go.set()
+    await asyncio.wait({task}, timeout=5)
+    world.check()
+    return task.exception(), relay._status
+
+
+@pytest.mark.parametrize("policy", ["kafka_wins", "stop"])
+async def test_a_starter_that_was_overtaken_does_not_take_the_database_for_restored(
+    policy: str,
+) -> None:
+    world = World("cursor")
+    world.settings = StreamSettings(database_behind=policy)
+    ended, status = await overtaken(world, Effect("last_checkpoint", 1, "before"))
+    assert len(world.checkpoints()) > 2, "so many pages are out that it would look restored"
+    assert isinstance(ended, Fenced), repr(ended)
+    assert status.behind_count == 0
+
+
+@pytest.mark.parametrize("policy", ["repair", "stop"])
+async def test_a_starter_that_was_overtaken_does_not_take_the_topic_for_deleted(
+    policy: str,
+) -> None:
+    """The one that overtook it has found that, said so, and mended it."""
+    world = World("cursor")
+    await world.run_until_done()
+    world.broker.partitions = {
+        place: entries
+        for place, entries in world.broker.partitions.items()
+        if place[0] != CHECKPOINTS_TOPIC
+    }
+    world.settings = StreamSettings(topic_behind=policy)
+    ended, status = await overtaken(world, Effect("last_checkpoint", 1, "after"))
+    assert isinstance(ended, Fenced), repr(ended)
+    assert status.topic_behind_count == 0
+
+
 # What is no event
 
 

@@ -119,7 +119,8 @@ def checkpoints(context: click.Context, is_verified: bool, is_deep: bool, as_jso
 
     async def work(pool: Any) -> tuple[list[Checkpoint], Mapping[str, Checkpoint | Malformed]]:
         stored = await PostgresCheckpoints(pool).load_all()
-        return stored, await CommittedReader(settings.kafka).last_checkpoints()
+        reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
+        return stored, await reader.last_checkpoints()
 
     stored, published = _run(settings, work)
     by_id = {checkpoint.connector_id: checkpoint for checkpoint in stored}

@@ -98,7 +98,9 @@ def rewind(
 
     async def plan(pool: Any) -> tuple[Checkpoint, Checkpoint]:
         stored = await SteeringStore(pool).stored(connector_id)
-        reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
+        reader = KafkaTopicReader(
+            settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
+        )
         published = await reader.last_checkpoint(connector_id)
         return stored, rewound(stored, published, to=to, cursor=cursor)
 
