@@ -27,8 +27,8 @@ class StubRunner:
     async def assign(self, partitions: frozenset[int]) -> None:
         await self._called("assign", sorted(partitions))
 
-    def fence(self) -> None:
-        self.calls.append(("fence", threading.current_thread() is threading.main_thread()))
+    def hold(self) -> None:
+        self.calls.append(("hold", threading.current_thread() is threading.main_thread()))
 
     async def revoke(self) -> None:
         await self._called("revoke")

@@ -263,7 +263,6 @@ def make_bench(directory: Path, bootstrap_servers: str, dsn: str) -> Bench:
         "VERITY_DATABASE__DSN": dsn,
         "VERITY_CONFIG": str(directory / "verity.toml"),
         "VERITY_APP_ID": name,
-        "VERITY_SESSION_TIMEOUT_SECONDS": "3",
         "VERITY_LOG_FORMAT": "json",
         "PYTHONPATH": str(PLUGINS),
     }

@@ -21,32 +21,39 @@ RECONCILE_SECONDS_MAX = 30.0
 REVOKE_SECONDS_MAX = 5.0
 """Awaited while the whole group waits: well below the rebalance timeout."""
 STOP_RUNNER_SECONDS_MAX = 5.0
+REBALANCE_SECONDS_MAX = 40.0
+"""A rebalance that takes longer has failed: a group waits 30 s for its members."""
 
 
 class Runner(Protocol):
     """What runs the connectors of a worker; every call comes from the main event loop.
 
     1. `start` is awaited once, before the worker joins its group; what it raises stops the worker.
-    2. After `fence` no new transaction starts, until the next `assign`.
-    3. `fence`, then `revoke`, then `assign` is the order of every rebalance, the first included:
-       the first two come even when nothing runs yet, and `fence` may come twice.
-    4. `reconcile` comes about once a second, never during a rebalance and never twice at a time;
-       it may overlap with `fence`.
-    5. `stop` is awaited once, before Kafka's clients stop, also when `start` was cancelled
+    2. After `hold` nothing is started, until the next `assign`; what runs goes on. It comes at the
+       start of every rebalance, the first included, and may come twice.
+    3. `assign` stops what is not among its partitions and leaves alone what is. It may come with
+       the same partitions again.
+    4. `revoke` stops everything, and comes where an `assign` may not come soon enough.
+    5. `reconcile` comes about once a second, also while nothing may be started, and never twice at
+       a time; it may overlap with the others.
+    6. `stop` is awaited once, before Kafka's clients stop, also when `start` was cancelled
        half-way or failed. Nothing comes after it.
     """
 
     async def start(self) -> None:
         """Connect to what the connectors need: pool, migrations."""
 
-    async def assign(self, partitions: frozenset[int]) -> None:
-        """Own exactly these partitions of the checkpoints topic, from the next `reconcile` on."""
+    def hold(self) -> None:
+        """Start nothing; what is owned may be about to change."""
 
-    def fence(self) -> None:
-        """Start no new transaction."""
+    async def assign(self, partitions: frozenset[int]) -> None:
+        """Own exactly these partitions of the checkpoints topic; stop others within 5 s.
+
+        What is new is started by the next `reconcile`.
+        """
 
     async def revoke(self) -> None:
-        """Stop every relay, within 5 s."""
+        """Own nothing any more: stop every relay, within 5 s."""
 
     async def reconcile(self) -> None:
         """Start, stop and restart relays, so that those that should run do."""
@@ -65,15 +72,24 @@ class Runner(Protocol):
 class Driver:
     """Calls one runner as its protocol promises; every method is called from the main loop.
 
+    A rebalance takes every partition away from everybody and gives most of them back. What runs is
+    not stopped for that: whoever gets a connector instead fences it, by epoch and transactional id,
+    so both can't publish. Only nothing is started before the new assignment is known: two workers
+    that start the same connector again and again would fight.
+
     Args:
         make_runner: Makes the runner, at `start`. Before that, every call does nothing.
+        is_fenced: Whether whoever takes a connector over fences the one before. Otherwise
+            everything is stopped at a rebalance, before anybody else can start it.
     """
 
-    def __init__(self, make_runner: Callable[[], Runner]) -> None:
+    def __init__(self, make_runner: Callable[[], Runner], *, is_fenced: bool = True) -> None:
         self._make_runner = make_runner
+        self._is_fenced = is_fenced
         self._runner: Runner | None = None
-        # From an assignment to the next rebalance.
-        self._is_settled = False
+        self._partitions: frozenset[int] | None = None
+        self._is_in_group = True
+        self._rebalancing_since: float | None = None
         self._assigning: asyncio.Task[None] | None = None
         self._reconciling: asyncio.Task[bool] | None = None
 
@@ -97,42 +113,61 @@ class Driver:
 
     def rebalance_started(self) -> None:
         """The group begins to share its partitions anew: what was assigned may move."""
-        self._is_settled = False
+        self._partitions = None
+        if self._rebalancing_since is None:
+            self._rebalancing_since = asyncio.get_running_loop().time()
         # An assignment that is still on its way must not arrive any more.
         if self._assigning is not None:
             self._assigning.cancel()
         if self._runner is not None:
-            self._runner.fence()
+            self._runner.hold()
 
     async def revoked(self) -> None:
-        """The partitions are taken away; returns when nothing runs, or after 5 s."""
-        await _cancel(self._assigning)
-        if self._runner is not None:
-            await contained(self._runner.revoke(), "Revoking partitions", REVOKE_SECONDS_MAX)
+        """The group takes all partitions away and waits; returns within 5 s."""
+        if not self._is_fenced:
+            await self._revoke()
 
     def assigned(self, partitions: frozenset[int]) -> None:
         """The rebalance is over, and these partitions of the checkpoints topic are ours."""
-        self._is_settled = True
+        self._partitions = partitions
+        self._is_in_group = True
+        self._rebalancing_since = None
         self._assigning = asyncio.create_task(self._assign(partitions))
 
-    async def tick(self) -> None:
-        """About once a second: reconcile, unless that is still being done."""
-        is_running = self._reconciling is not None and not self._reconciling.done()
-        if self._runner is None or not self._is_settled or is_running:
+    async def tick(self, *, is_in_group: bool = True) -> None:
+        """About once a second: reconcile, unless that is still being done.
+
+        Args:
+            is_in_group: The group has heard of this worker lately. Otherwise its partitions may be
+                another's by now: what runs goes on until that one fences it, and is not started
+                again.
+        """
+        if self._runner is None:
             return
-        self._reconciling = asyncio.create_task(
-            contained(self._runner.reconcile(), "reconcile", RECONCILE_SECONDS_MAX)
-        )
-        await asyncio.wait({self._reconciling})
+        if self._partitions is not None and is_in_group != self._is_in_group:
+            self._is_in_group = is_in_group
+            if is_in_group:
+                logger.info("The group hears of this worker again")
+                self._assigning = asyncio.create_task(self._assign(self._partitions))
+                return
+            logger.warning("The group has not heard of this worker lately: nothing is started")
+            self._runner.hold()
+        since = self._rebalancing_since
+        if since is not None and asyncio.get_running_loop().time() - since > REBALANCE_SECONDS_MAX:
+            # Once; whatever comes of the rebalance, an assignment starts everything again.
+            self._rebalancing_since = None
+            logger.error("No assignment came within %g s: stopping all", REBALANCE_SECONDS_MAX)
+            await self._revoke()
+        if self._reconciling is None or self._reconciling.done():
+            await self._reconcile()
 
     async def stop(self) -> None:
         """Stop the runner, within 5 s; nothing is called after it."""
-        self._is_settled = False
+        runner, self._runner = self._runner, None
         for task in (self._assigning, self._reconciling):
             await _cancel(task)
-        runner, self._runner = self._runner, None
         if runner is not None:
-            runner.fence()
+            runner.hold()
             await contained(runner.stop(), "Stopping the connectors", STOP_RUNNER_SECONDS_MAX)
 
     async def _assign(self, partitions: frozenset[int]) -> None:
@@ -140,8 +175,23 @@ class Driver:
             return
         logger.info("Assigned %d partitions: %s", len(partitions), sorted(partitions))
         await contained(self._runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX)
-        # Now and not at the next tick: nobody runs these connectors.
-        await self.tick()
+        # Now and not at the next tick: nobody runs the new ones, and a reconcile that is under way
+        # may have passed them by.
+        while self._reconciling is not None and not self._reconciling.done():
+            await asyncio.wait({self._reconciling})
+        await self._reconcile()
+
+    async def _revoke(self) -> None:
+        if self._runner is not None:
+            await contained(self._runner.revoke(), "Stopping what ran", REVOKE_SECONDS_MAX)
+
+    async def _reconcile(self) -> None:
+        if self._runner is None:
+            return
+        self._reconciling = asyncio.create_task(
+            contained(self._runner.reconcile(), "reconcile", RECONCILE_SECONDS_MAX)
+        )
+        await asyncio.wait({self._reconciling})
 
 
 async def _cancel(task: asyncio.Task[Any] | None) -> None:

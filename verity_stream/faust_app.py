@@ -34,6 +34,7 @@ from verity_stream.faust_fixes import (
     SeekFirstTableManager,
     add_timer,
     check_versions,
+    coordinator_of,
     partitions_of,
 )
 from verity_stream.placement import evened, partition_for
@@ -256,7 +257,8 @@ class WorkerApp(VerityApp):
             partition_for(one, verity.checkpoint_partitions) for one in connector_ids
         )
         super().__init__(app_id, verity=verity, **options)
-        self.driver = Driver(runner_factory)
+        # Without transactions the epoch fences, but only after a page was published twice.
+        self.driver = Driver(runner_factory, is_fenced=verity.delivery == "exactly_once")
         timeout_seconds = verity.watchdog_timeout.total_seconds()
         self.watchdog = Watchdog(
             Limits(
@@ -326,7 +328,7 @@ class WorkerApp(VerityApp):
 
     async def _tick(self) -> None:
         self._report_to_watchdog()
-        await self.driver.tick()
+        await self.driver.tick(is_in_group=is_in_group(self))
 
     def _report_to_watchdog(self) -> None:
         statuses = self.driver.statuses
@@ -453,10 +455,19 @@ def is_group_member(app: faust.App) -> bool:
     aiokafka ends it at an error that it does not expect (consumer/group_coordinator.py,
     `_coordination_routine`): heartbeats stop, others get the partitions, and nothing here changes.
     """
-    thread = getattr(app.consumer, "_thread", None)
-    coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
-    task = getattr(coordinator, "_coordination_task", None)
+    task = getattr(coordinator_of(app), "_coordination_task", None)
     return task is None or not task.done()
+
+
+def is_in_group(app: faust.App) -> bool:
+    """Whether the consumer group has heard of this worker within its session.
+
+    Afterwards the group may have given its partitions to others, which it only hears of when it
+    reaches the group again.
+    """
+    heard_at = getattr(coordinator_of(app), "heard_at", None)
+    is_heard = heard_at is None or time.monotonic() - heard_at < app.conf.broker_session_timeout
+    return is_heard and is_group_member(app)
 
 
 def is_broker_reachable(settings: StreamSettings) -> bool:

@@ -129,7 +129,7 @@ class ConnectorRunner:
             for spec in specs
         ]
         self._owned: frozenset[int] = frozenset()
-        self._is_fenced = True
+        self._is_held = True
         self._is_assigned = False
         self._pool: Any = None
         self._connector_pool: Any = None
@@ -167,27 +167,35 @@ class ConnectorRunner:
             names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
         await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
 
+    def hold(self) -> None:
+        """Start nothing until the next `assign`; what runs goes on."""
+        self._is_held = True
+
     async def assign(self, partitions: frozenset[int]) -> None:
-        """Own these partitions of the checkpoints topic, from the next `reconcile` on."""
+        """Own these partitions of the checkpoints topic: stop the others' relays within 5 s."""
         self._owned = partitions
-        self._is_fenced = False
+        self._is_held = False
         self._is_assigned = True
         # The rebalance may have come because topics changed.
         self._topics.forget()
         self._look_at_shapes_at = 0.0
-        mine = [one.spec.connector_id for one in self._connectors if self._is_mine(one)]
-        logger.info("runner.assigned", partitions=sorted(partitions), connectors=mine)
-
-    def fence(self) -> None:
-        """Start no new page: a rebalance has begun."""
-        self._is_fenced = True
-        for one in self._connectors:
-            if one.relay is not None:
-                one.relay.halt()
+        mine = [one for one in self._connectors if self._is_mine(one)]
+        logger.info(
+            "runner.assigned",
+            partitions=sorted(partitions),
+            connectors=[one.spec.connector_id for one in mine],
+        )
+        now = utc_now()
+        for one in mine:
+            self._take_result(one, now)
+            if one.task is None and one.status.state is State.STOPPED:
+                # Who fenced it was an owner of before: this assignment is newer.
+                one.next_start_at = None
+        await self._stop_all([one for one in self._connectors if not self._is_mine(one)])
 
     async def revoke(self) -> None:
         """Own nothing any more: stop every relay, within 5 seconds."""
-        self.fence()
+        self.hold()
         self._owned = frozenset()
         self._is_assigned = False
         await self._stop_all(self._connectors)
@@ -210,20 +218,15 @@ class ConnectorRunner:
         """The connectors that this worker owns, by id."""
         return {one.spec.connector_id: one.status for one in self._connectors if self._is_mine(one)}
 
-    def _may_start(self) -> bool:
-        return self._operation is not None and not self._is_fenced
-
     def _is_mine(self, one: _Supervised) -> bool:
         return one.partition in self._owned
 
     async def reconcile(self) -> None:
         """Bring what runs in line with what is owned, enabled and asked for; then report."""
-        if not self._may_start():
+        if self._operation is None:
             return
         await self._look_at_shapes()
         await self._read_controls()
-        if not self._may_start():
-            return  # A rebalance began meanwhile: what is owned is about to change.
         now = utc_now()
         unwanted = []
         for one in self._connectors:
@@ -246,6 +249,8 @@ class ConnectorRunner:
                     state = State.PAUSED if one.control.is_paused else State.STOPPED
                     if one.status.state is not state:
                         one.status.enter(state)
+                continue
+            if self._is_held:
                 continue
             if one.task is None and (one.next_start_at is None or one.next_start_at <= now):
                 self._launch(one)
@@ -445,8 +450,8 @@ class ConnectorRunner:
             if one.snapshot is not None:
                 one.snapshot.cancel()
             if one.task is not None or one.snapshot is not None:
-                stopping.append(one)
-        tasks = {task for one in stopping for task in (one.task, one.snapshot) if task is not None}
+                stopping.append((one, one.task, one.snapshot))
+        tasks = {task for _, *both in stopping for task in both if task is not None}
         if not tasks:
             return
         _, pending = await asyncio.wait(tasks, timeout=HALT_SECONDS)
@@ -457,10 +462,14 @@ class ConnectorRunner:
         for task in pending:
             # Whatever it still does, its producer's next transaction finds itself fenced.
             logger.error("runner.task_ignores_cancellation", task=task.get_name())
-        for one in stopping:
-            one.task = one.snapshot = one.relay = None
-            one.failures, one.next_start_at = 0, None
-            one.status.enter(State.PAUSED if one.control.is_paused else State.STOPPED)
+        for one, relay_task, snapshot in stopping:
+            # Somebody else may have stopped it meanwhile, and a third have started it again.
+            if one.snapshot is snapshot:
+                one.snapshot = None
+            if one.task is relay_task:
+                one.task = one.relay = None
+                one.failures, one.next_start_at = 0, None
+                one.status.enter(State.PAUSED if one.control.is_paused else State.STOPPED)
         for task in tasks - pending:
             if not task.cancelled():
                 task.exception()  # Seen: its relay was stopping anyway.

@@ -93,7 +93,12 @@ class StreamSettings(VerityConfig):
         timedelta(minutes=2),
         description="A worker whose timer, assignment or mirror stands still for this long ends.",
     )
-    session_timeout_seconds: float = Field(20.0, ge=1)
+    session_timeout_seconds: float = Field(
+        7.0,
+        ge=1,
+        description="A worker that the consumer group has not heard of for this long is replaced; "
+        "brokers take 6 or more, unless `group.min.session.timeout.ms` says otherwise.",
+    )
     commit_interval_seconds: float = Field(1.0, gt=0)
     broker_wait_seconds: float = Field(60.0, ge=0)
     web_bind: str = "127.0.0.1"

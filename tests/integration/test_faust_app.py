@@ -6,6 +6,7 @@ A stub stands in for the runner and notes every call; the processes are real.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -68,15 +69,15 @@ class Runner:
     async def assign(self, partitions):
         note("assign", sorted(partitions))
 
-    def fence(self):
-        note("fence")
+    def hold(self):
+        note("hold")
 
     async def revoke(self):
         note("revoke")
 
     async def reconcile(self):
         self.ticks += 1
-        note("reconcile", self.ticks, app.is_settled)
+        note("reconcile", self.ticks)
         if self.ticks == 1:
             raise RuntimeError("the first tick fails")
         if self.ticks == 2:
@@ -92,7 +93,6 @@ app = faust_app.create_worker_app(
     StreamSettings(
         app_id=options["app_id"],
         kafka={"bootstrap_servers": options["bootstrap_servers"]},
-        session_timeout_seconds=10.0,
         commit_interval_seconds=1.0,
         broker_wait_seconds=options["broker_wait_seconds"],
         web_port=options["web_port"],
@@ -181,8 +181,8 @@ class Worker:
         return [(partition, offset) for _, partition, offset in self.calls("mirror")]
 
     def owned(self) -> set[int]:
-        """The partitions of the last assignment, none when a revoke came after it."""
-        *_, last = [["revoke"], *self.calls("assign", "revoke")]
+        """The partitions of the last assignment, none when another rebalance began after it."""
+        *_, last = [["hold"], *self.calls("assign", "hold")]
         return set(last[1]) if last[0] == "assign" else set()
 
     def get(self, path: str) -> tuple[int, Any]:
@@ -357,7 +357,7 @@ async def test_one_worker_mirrors_commits_stops_and_repeats_nothing(
 async def test_workers_share_and_hand_over_without_a_repeat(
     kafka: KafkaServer, producer: AIOKafkaProducer, start_worker: Callable[..., Worker]
 ) -> None:
-    """Under load, a worker joins and leaves: fence, revoke, assign; each record exactly once."""
+    """Under load, a worker joins and leaves: hold, assign; each record exactly once."""
     group = "two-workers"
     a = start_worker(group)
     await until(a.is_ready, a)
@@ -379,9 +379,11 @@ async def test_workers_share_and_hand_over_without_a_repeat(
     assert a.owned() | b.owned() == set(range(PARTITIONS))
     assert not a.owned() & b.owned()
     for worker in (a, b):
-        names = [call[0] for call in worker.calls("fence", "revoke", "assign")]
-        assert names == ["fence", "revoke", "assign"] * (len(names) // 3)
-        assert all(is_settled for _, _, is_settled in worker.calls("reconcile"))
+        names = [call[0] for call in worker.calls("hold", "revoke", "assign")]
+        # One that is overtaken by the next has no assignment of its own.
+        assert [name for name, _ in itertools.groupby(names)] == ["hold", "assign"] * (
+            names.count("assign")
+        )
     await until(lambda: len(b.mirrored()) > 50, b)
 
     code, seconds = b.finish(signal.SIGTERM)

@@ -14,9 +14,26 @@ from verity_stream.driver import Driver
 ONE, TWO = frozenset({1}), frozenset({2})
 
 
-async def started() -> tuple[Driver, StubRunner]:
+class Clock:
+    """The loop's time, put forward."""
+
+    seconds = 0.0
+
+
+clock = Clock()
+
+
+@pytest.fixture(autouse=True)
+async def clock_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    monkeypatch.setattr(clock, "seconds", 0.0)
+    monkeypatch.setattr(loop, "time", lambda: time() + clock.seconds)
+
+
+async def started(**options: Any) -> tuple[Driver, StubRunner]:
     runner = StubRunner()
-    driver = Driver(lambda: runner)
+    driver = Driver(lambda: runner, **options)
     await driver.start()
     runner.calls.clear()
     return driver, runner
@@ -36,8 +53,12 @@ async def play(driver: Driver, events: str) -> None:
                 driver.assigned(TWO)
             case "tick":
                 await driver.tick()
+            case "lost":
+                await driver.tick(is_in_group=False)
             case "stop":
                 await driver.stop()
+            case _:
+                clock.seconds += float(event.removesuffix("s"))
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -45,28 +66,60 @@ async def play(driver: Driver, events: str) -> None:
 ORDERS = {
     "what is assigned starts at once": (
         "rebalance revoked one",
-        "fence revoke assign[1] reconcile",
+        "hold assign[1] reconcile",
     ),
     "then about once a second": (
         "rebalance revoked one tick tick",
-        "fence revoke assign[1] reconcile reconcile reconcile",
+        "hold assign[1] reconcile reconcile reconcile",
     ),
-    "nothing is started before the first assignment": ("tick tick", ""),
-    "nor during a rebalance": (
+    "a rebalance stops nothing": (
+        "rebalance revoked one rebalance revoked",
+        "hold assign[1] reconcile hold",
+    ),
+    "during one people's wishes are honoured": (
         "rebalance revoked one rebalance tick revoked tick",
-        "fence revoke assign[1] reconcile fence revoke",
+        "hold assign[1] reconcile hold reconcile reconcile",
     ),
-    "the next assignment starts again": (
+    "the next assignment says what goes on": (
         "rebalance revoked one rebalance revoked two",
-        "fence revoke assign[1] reconcile fence revoke assign[2] reconcile",
+        "hold assign[1] reconcile hold assign[2] reconcile",
     ),
     "a rebalance may begin anew before it is over": (
         "rebalance revoked rebalance revoked two",
-        "fence revoke fence revoke assign[2] reconcile",
+        "hold hold assign[2] reconcile",
+    ),
+    "a rebalance that does not end stops all, once": (
+        "rebalance revoked one rebalance 39s tick 2s tick tick",
+        "hold assign[1] reconcile hold reconcile revoke reconcile reconcile",
+    ),
+    "however often it begins anew": (
+        "rebalance 30s rebalance 11s tick",
+        "hold hold revoke reconcile",
+    ),
+    "and the assignment that comes at last starts all": (
+        "rebalance 41s tick one 41s tick",
+        "hold revoke reconcile assign[1] reconcile reconcile",
+    ),
+    "each rebalance has its own time": (
+        "rebalance 39s one rebalance 39s tick",
+        "hold assign[1] reconcile hold reconcile",
+    ),
+    "who has lost the group starts nothing, and stops nothing": (
+        "rebalance one lost lost",
+        "hold assign[1] reconcile hold reconcile reconcile",
+    ),
+    "who reaches it again goes on": (
+        "rebalance one lost tick tick",
+        "hold assign[1] reconcile hold reconcile assign[1] reconcile reconcile",
+    ),
+    "or learns that its partitions are another's": (
+        "rebalance one lost rebalance tick lost two tick",
+        "hold assign[1] reconcile hold reconcile hold reconcile reconcile assign[2] reconcile "
+        "reconcile",
     ),
     "nothing comes after the stop": (
-        "rebalance revoked one stop tick rebalance revoked two tick stop",
-        "fence revoke assign[1] reconcile fence stop",
+        "rebalance revoked one stop tick rebalance revoked two tick lost 41s tick stop",
+        "hold assign[1] reconcile hold stop",
     ),
 }
 
@@ -77,6 +130,14 @@ async def test_the_order_of_calls(name: str) -> None:
     driver, runner = await started()
     await play(driver, events)
     assert called(runner) == expected.split()
+
+
+async def test_where_nobody_is_fenced_a_rebalance_waits_until_all_is_stopped() -> None:
+    """Without transactions whoever takes over can't keep the one before from publishing."""
+    driver, runner = await started(is_fenced=False)
+    await play(driver, "rebalance revoked one rebalance revoked tick two")
+    assert called(runner) == ["hold", "revoke", "assign[1]", "reconcile", "hold", "revoke",
+                              "reconcile", "assign[2]", "reconcile"]  # fmt: skip
 
 
 def called(runner: StubRunner) -> list[str]:
@@ -106,7 +167,7 @@ async def test_a_start_that_fails_is_stopped_once() -> None:
     with pytest.raises(OSError, match="no database"):
         await driver.start()
     await play(driver, "stop stop")
-    assert called(runner) == ["fence", "stop"]
+    assert called(runner) == ["hold", "stop"]
 
 
 LIMITS = {
@@ -121,7 +182,7 @@ LIMITS = {
 async def test_every_call_has_a_limit(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is awaited in a revoke holds the whole group up; an orchestrator waits for a stop."""
     limit, events = LIMITS[call]
-    driver, runner = await started()
+    driver, runner = await started(is_fenced=False)
     monkeypatch.setattr(driver_module, limit, 0.01)
     runner.slow[call] = 60
     async with asyncio.timeout(2):
@@ -144,9 +205,9 @@ async def test_a_call_that_fails_does_not_end_the_driver(
         raise ZeroDivisionError
 
     setattr(runner, call, fails)
-    await play(driver, "rebalance revoked one tick stop")
-    words = [word.split("[")[0] for word in called(runner)]
-    assert words == ["fence", "revoke", "assign", "reconcile", "reconcile", "fence", "stop"]
+    await play(driver, "rebalance 41s tick one tick stop")
+    assert called(runner) == ["hold", "revoke", "reconcile", "assign[1]", "reconcile", "reconcile",
+                              "hold", "stop"]  # fmt: skip
     assert "failed" in caplog.text
 
 
@@ -157,8 +218,7 @@ async def test_an_assignment_does_not_arrive_after_the_next_rebalance_began() ->
     await play(driver, "rebalance revoked one")
     runner.slow.clear()
     await play(driver, "rebalance revoked two")
-    assert called(runner) == ["fence", "revoke", "assign[1]", "fence", "revoke", "assign[2]",
-                              "reconcile"]  # fmt: skip
+    assert called(runner) == ["hold", "assign[1]", "hold", "assign[2]", "reconcile"]
 
 
 async def test_an_assignment_that_is_overtaken_at_once_is_never_made() -> None:
@@ -167,19 +227,17 @@ async def test_an_assignment_that_is_overtaken_at_once_is_never_made() -> None:
     driver.assigned(ONE)
     driver.rebalance_started()
     await asyncio.sleep(0.01)
-    assert called(runner) == ["fence"]
+    assert called(runner) == ["hold"]
 
 
 async def test_reconcile_never_overlaps_itself() -> None:
-    """Neither with the timer's ticks nor with the one at an assignment; a revoke lets it end."""
+    """Neither with the timer's ticks nor at an assignment; but that one is reconciled after it."""
     driver, runner = await started()
     runner.slow["reconcile"] = 0.05
     await play(driver, "rebalance revoked one")
     ticks = [asyncio.create_task(driver.tick()) for _ in range(3)]
     await play(driver, "rebalance revoked two")
     await asyncio.wait(ticks, timeout=5)
-    await asyncio.sleep(0.06)
-    assert called(runner) == ["fence", "revoke", "assign[1]", "reconcile", "fence", "revoke",
-                              "assign[2]", "reconcile done"]  # fmt: skip
-    await driver.tick()
-    assert called(runner)[-2:] == ["reconcile", "reconcile done"]
+    await asyncio.sleep(0.2)
+    assert called(runner) == ["hold", "assign[1]", "reconcile", "hold", "assign[2]",
+                              "reconcile done", "reconcile", "reconcile done"]  # fmt: skip

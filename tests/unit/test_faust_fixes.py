@@ -6,10 +6,11 @@ import asyncio
 import importlib.metadata
 import logging
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from faust.types import TP
 
 from verity_sdk.errors import Misconfigured
@@ -22,6 +23,7 @@ from verity_stream.faust_fixes import (
     add_timer,
     check_versions,
     contained,
+    note_heartbeats,
 )
 from verity_stream.settings import StreamSettings
 
@@ -440,3 +442,29 @@ async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPa
     assert thread._create_worker_consumer(None)._fetch_max_wait_ms == faust_fixes.FETCH_WAIT_MS
     assert faust_fixes.FETCH_WAIT_MS <= 250
     assert consumer._isolation_level == "read_committed"
+
+
+async def test_a_coordinator_says_when_the_group_last_heard_of_it() -> None:
+    """aiokafka keeps it in a local variable; once the session is over others own the partitions."""
+
+    class Coordinator:
+        answers: ClassVar[list[bool]] = [True, False]
+
+        async def _do_heartbeat(self) -> bool:
+            return self.answers.pop(0)
+
+    assert hasattr(GroupCoordinator, "_do_heartbeat"), "called by _heartbeat_routine"
+    note_heartbeats(None)
+    coordinator: Any = Coordinator()
+    note_heartbeats(coordinator)
+    joined_at = coordinator.heard_at
+    assert await coordinator._do_heartbeat()
+    heard_at = coordinator.heard_at
+    assert heard_at > joined_at
+    assert not await coordinator._do_heartbeat()
+    assert coordinator.heard_at == heard_at
+    note_heartbeats(coordinator)  # The next assignment: wrapped once only.
+    assert coordinator.heard_at > heard_at
+    coordinator.answers.append(True)
+    assert await coordinator._do_heartbeat()
+    assert not coordinator.answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_the_settings_that_fit() -> None:
     """faust.md, "Settings that fit": each of Faust's defaults here is a trap."""
     conf = make_worker()[0].conf
     assert [str(url) for url in conf.broker] == ["kafka://one:9092", "kafka://two:9093"]
-    assert conf.broker_session_timeout == 20
+    assert 6 <= conf.broker_session_timeout <= 9
     assert conf.broker_heartbeat_interval <= conf.broker_session_timeout / 3
     assert conf.broker_request_timeout > conf.broker_session_timeout
     assert conf.broker_request_timeout > conf.broker_rebalance_timeout == 30
@@ -226,30 +227,46 @@ async def worker() -> tuple[WorkerApp, StubRunner]:
     return app, runner
 
 
-async def test_fence_then_revoke_then_assign(worker: tuple[WorkerApp, StubRunner]) -> None:
-    """The fence on the main loop, though Faust calls from the consumer's thread.
+async def test_hold_then_assign(worker: tuple[WorkerApp, StubRunner]) -> None:
+    """The first on the main loop, though Faust calls from the consumer's thread.
 
     And what is owned is started at once: until the timer's next tick nobody would run it.
     """
     app, runner = worker
     await rebalance(app, 1, 2)
     await asyncio.sleep(0.01)
-    assert runner.calls == [("fence", True), "revoke", ("assign", [1, 2]), "reconcile"]
+    assert runner.calls == [("hold", True), ("assign", [1, 2]), "reconcile"]
     assert app.owned_partitions == {1, 2}
     await asyncio.to_thread(app.on_rebalance_start)
     assert app.owned_partitions == frozenset()
 
 
-async def test_no_tick_during_a_rebalance(worker: tuple[WorkerApp, StubRunner]) -> None:
-    """Timers keep running throughout a rebalance; ours does nothing then."""
-    app, runner = worker
-    await app._tick()
+async def test_without_transactions_a_revoke_stops_all() -> None:
+    """Nobody fences there."""
+    app, runner = make_worker(delivery="at_least_once")
+    app.loop = asyncio.get_running_loop()
+    await app.driver.start()
     await rebalance(app, 1)
+    await asyncio.sleep(0.01)
+    assert runner.calls == ["start", ("hold", True), "revoke", ("assign", [1]), "reconcile"]
+
+
+async def test_a_worker_that_the_group_has_not_heard_of_starts_nothing(
+    worker: tuple[WorkerApp, StubRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, runner = worker
+    await rebalance(app, 1)
+    await asyncio.sleep(0.01)
+    coordinator = SimpleNamespace(
+        heard_at=time.monotonic() - app.conf.broker_session_timeout - 0.1, _coordination_task=None
+    )
+    monkeypatch.setattr(faust_app, "coordinator_of", lambda app: coordinator)
     await app._tick()
-    app.on_rebalance_start()
-    await asyncio.sleep(0)
+    assert runner.calls[-2:] == [("hold", True), "reconcile"]
+    coordinator.heard_at = time.monotonic()
     await app._tick()
-    assert runner.calls.count("reconcile") == 1
+    await asyncio.sleep(0.01)
+    assert runner.calls[-2:] == [("assign", [1]), "reconcile"]
 
 
 async def test_readiness_says_why_not(worker: tuple[WorkerApp, StubRunner]) -> None:
@@ -297,4 +314,4 @@ async def test_a_stop_while_starting_ends_the_start_and_stops_the_runner(
     async with asyncio.timeout(2):
         await app.on_stop()
         await starting
-    assert runner.calls == ["start", ("fence", True), "stop"]
+    assert runner.calls == ["start", ("hold", True), "stop"]

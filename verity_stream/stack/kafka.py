@@ -37,7 +37,6 @@ BROKER_SETTINGS = {
     "share.coordinator.state.topic.num.partitions": "1",
     # One developer, one machine: no reason to wait for more members, or to keep much.
     "group.initial.rebalance.delay.ms": "0",
-    "group.min.session.timeout.ms": "1000",
     # A killed broker may register again only when its former session is over (default 9 s).
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",

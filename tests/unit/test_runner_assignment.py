@@ -1,0 +1,198 @@
+"""What an assignment, a rebalance and a lost group do to the connectors that run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from verity_test_connectors import PagedSequence
+
+from verity_sdk.errors import Fenced, Unavailable
+from verity_stream import runner as runner_module
+from verity_stream.operation import Control
+from verity_stream.placement import partition_for
+from verity_stream.runner import ConnectorRunner
+from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.status import State, Status
+
+
+class Operation:
+    """Controls that a test sets, and every state that was reported."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Control] = {}
+        self.reported: list[tuple[str, State]] = []
+
+    async def controls(self) -> Mapping[str, Control]:
+        return self.asked
+
+    async def report(self, statuses: Sequence[Status]) -> None:
+        self.reported += [(one.connector_id, one.state) for one in statuses]
+
+
+class StubRelay:
+    """Runs until it is halted, or fails as a test says."""
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_deaf = False
+
+    def halt(self) -> None:
+        if not self.is_deaf and not self.end.done():
+            self.end.set_result(None)
+
+
+class Bench:
+    """A runner over stub relays."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> None:
+        settings = StreamSettings()
+        options = ConnectorOptions(type="test", snapshot_every=None)
+        specs = [ConnectorSpec(name, PagedSequence, "test", {}, options) for name in names]
+        self.partition = {name: partition_for(name, 24) for name in names}
+        self.runner = ConnectorRunner(settings, specs)
+        self.operation = Operation()
+        self.runner._operation = self.operation  # type: ignore[assignment]
+        self.started: list[str] = []
+        self.relays: dict[str, StubRelay] = {}
+        monkeypatch.setattr(self.runner, "_run", self._run)
+
+    async def _run(self, one: Any) -> None:
+        name = one.spec.connector_id
+        self.started.append(name)
+        relay = self.relays[name] = one.relay = StubRelay()
+        one.status.enter(State.RUNNING)
+        try:
+            await relay.end
+        finally:
+            if one.relay is relay:
+                one.relay = None
+
+    async def assign(self, *names: str) -> None:
+        await self.runner.assign(frozenset(self.partition[name] for name in names))
+        await self.reconcile()
+
+    async def reconcile(self) -> None:
+        await self.runner.reconcile()
+        await asyncio.sleep(0)
+
+    def fail(self, name: str, error: BaseException) -> None:
+        self.relays[name].end.set_exception(error)
+
+    def runs(self) -> set[str]:
+        return {
+            one.spec.connector_id
+            for one in self.runner._connectors
+            if one.task is not None and not one.task.done()
+        }
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch, ["a", "b", "c"])
+
+
+async def test_a_rebalance_touches_only_what_moves(bench: Bench) -> None:
+    assert len(set(bench.partition.values())) == 3
+    await bench.assign("a", "b")
+    bench.runner.hold()
+    await bench.reconcile()
+    assert bench.runs() == {"a", "b"}
+    await bench.assign("b", "c")
+    assert bench.runs() == {"b", "c"}
+    assert bench.started == ["a", "b", "c"], "b was not started again"
+    assert bench.runner.statuses.keys() == {"b", "c"}
+    assert ("a", State.STOPPED) in bench.operation.reported
+
+
+async def test_the_same_partitions_again_change_nothing(bench: Bench) -> None:
+    """As after the group was out of reach, and nobody had joined."""
+    await bench.assign("a")
+    relay = bench.relays["a"]
+    bench.runner.hold()
+    await bench.assign("a")
+    assert bench.relays["a"] is relay
+    assert not relay.end.done()
+
+
+@pytest.mark.parametrize("is_seen_before", [False, True])
+async def test_who_is_fenced_during_a_rebalance_waits_for_the_assignment(
+    bench: Bench, is_seen_before: bool
+) -> None:
+    """Two that both start it again would fight; the assignment then knows better than a delay."""
+    await bench.assign("a", "b")
+    bench.runner.hold()
+    bench.fail("a", Fenced("taken over"))
+    await asyncio.sleep(0)
+    for one in bench.runner._connectors:
+        one.next_start_at = None
+    if is_seen_before:
+        await bench.reconcile()
+        bench.runner._connectors[0].next_start_at = None  # However much time passes.
+        await bench.reconcile()
+    assert bench.started == ["a", "b"]
+    await bench.assign("a", "b")
+    assert bench.started == ["a", "b", "a"]
+
+
+async def test_who_is_fenced_and_no_longer_owner_stays_away(bench: Bench) -> None:
+    await bench.assign("a", "b")
+    bench.runner.hold()
+    bench.fail("a", Fenced("taken over"))
+    await bench.assign("b")
+    assert (bench.started, bench.runs()) == (["a", "b"], {"b"})
+
+
+async def test_a_failure_keeps_its_delay_over_an_assignment(bench: Bench) -> None:
+    """Only who was fenced starts at once: a source that is down is not asked more often."""
+    await bench.assign("a")
+    bench.fail("a", Unavailable("down"))
+    await asyncio.sleep(0)
+    await bench.reconcile()
+    bench.runner.hold()
+    await bench.assign("a")
+    assert bench.started == ["a"]
+
+
+async def test_pause_is_honoured_while_nothing_may_be_started(bench: Bench) -> None:
+    await bench.assign("a", "b")
+    bench.runner.hold()
+    bench.operation.asked = {"a": Control(is_paused=True)}
+    await bench.reconcile()
+    assert bench.runs() == {"b"}
+    bench.operation.asked = {}
+    await bench.reconcile()
+    assert bench.runs() == {"b"}, "resumed, but who owns it is not known"
+    await bench.assign("a", "b")
+    assert bench.runs() == {"a", "b"}
+
+
+async def test_a_revoke_stops_all_and_the_next_assignment_starts_it(bench: Bench) -> None:
+    await bench.assign("a", "b")
+    await bench.runner.revoke()
+    await bench.reconcile()
+    assert bench.runs() == set()
+    assert not bench.runner.is_ready()
+    await bench.assign("a", "b")
+    assert bench.started == ["a", "b", "a", "b"]
+
+
+async def test_what_is_stopped_twice_and_started_between_is_not_lost_sight_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An assignment and a reconcile may both stop a connector; a relay nobody knows runs on."""
+    monkeypatch.setattr(runner_module, "HALT_SECONDS", 0.2)
+    await bench.assign("a", "b")
+    bench.relays["b"].is_deaf = True
+    slow = asyncio.create_task(bench.runner.revoke())  # It halts both, and waits for b.
+    await asyncio.sleep(0)
+    await bench.assign("b")
+    await bench.assign("a", "b")
+    assert bench.started == ["a", "b", "a"]
+    assert not slow.done()
+    await slow
+    assert bench.runs() == {"a"}
+    await bench.runner.revoke()
+    assert bench.relays["a"].end.done()
