@@ -181,7 +181,6 @@ class Kafka:
         topics: By name.
         forgets_share: The share of repeated batches that are acknowledged with offset −1.
         coordinators_away_until: Until then whoever asks a coordinator has to look for another.
-        began_ms: The wall clock at the loop's 0.
     """
 
     def __init__(self, wire: Wire, on_commit: Callable[[Txn], None] = lambda _: None) -> None:
@@ -190,7 +189,6 @@ class Kafka:
         self.forgets_share = 0.0
         self.coordinators_away_until = 0.0
         self.leaders_away_until: dict[int, float] = {}
-        self.began_ms = 1_780_272_000_000
         self.cluster_id = "simulated"
         self._ids: dict[str, _Coordinated] = {}
         self._on_commit = on_commit
@@ -201,7 +199,7 @@ class Kafka:
 
     def now_ms(self) -> int:
         """The wall clock."""
-        return self.began_ms + int(self.wire.loop.time() * 1000)
+        return int(self.wire.now().timestamp() * 1000)
 
     def create(self, name: str, partitions: int, configs: Mapping[str, str] = NO_CONFIGS) -> None:
         """Create a topic.

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ SERVER = contextvars.Context()
 """Servers belong to no process: nobody kills or freezes them along with a worker."""
 
 SLOW_SECONDS = 3.0
+BEGIN = datetime(2026, 6, 1, tzinfo=UTC)
+"""The wall clock of servers at the loop's 0."""
 RETRY_SECONDS = 0.1
 """aiokafka's `retry_backoff_ms`; its first request of a transaction waits 20 ms instead."""
 
@@ -36,7 +39,15 @@ class Retry(Exception):
 
 
 class Wait(Exception):
-    """The server can't answer yet and keeps the request: a row is locked."""
+    """The server can't answer yet and keeps the request: a row is locked.
+
+    Args:
+        waiters: Whoever is to be called when it is worth another look; they take themselves out.
+    """
+
+    def __init__(self, waiters: list[Callable[[], None]]) -> None:
+        super().__init__("locked")
+        self.waiters = waiters
 
 
 class Loop(Protocol):
@@ -79,6 +90,10 @@ class Wire:
     def is_away(self) -> bool:
         """Whether nobody reaches the server now."""
         return self.loop.time() < self.away_until
+
+    def now(self) -> datetime:
+        """The servers' clock."""
+        return BEGIN + timedelta(seconds=self.loop.time())
 
     def delay(self) -> float:
         """What one way takes, in seconds."""
@@ -166,11 +181,13 @@ class _Request:
         except Retry as retry:
             self._again(back + retry.seconds)
             return
-        except Wait:
-            if not self.reply.done():  # Cancelled or timed out: the client's cancel has come.
-                self._expire()
-                wire.later(0.02, self._arrive, lost, back)
+        except Wait as wait:
+            self._expire()
+            wait.waiters.append(lambda: self._look_again(lost, back))
             return
+        except NotImplementedError as missing:
+            self._answer(back, None, missing)
+            raise  # The loop's handler ends the run: this is no outage.
         except Exception as raised:  # noqa: BLE001 - whatever a server answers, its client gets
             error = raised
         wire.loop.note(self._what, "done" if error is None else type(error).__name__)
@@ -178,6 +195,10 @@ class _Request:
             self._break(back)
         else:
             self._answer(back, result, error)
+
+    def _look_again(self, lost: str, back: float) -> None:
+        if not self.reply.done():  # Else its client has cancelled it meanwhile.
+            self._wire.later(0.0, self._arrive, lost, back)
 
     def _answer(self, seconds: float, result: Any, error: Exception | None) -> None:
         def take() -> None:
