@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -264,7 +263,8 @@ class ConnectorRunner:
 
         One error for all connectors: it is one command that mends it.
         """
-        if time.monotonic() < self._look_at_shapes_at:
+        now = asyncio.get_running_loop().time
+        if now() < self._look_at_shapes_at:
             return
         # Before the wait: an assignment that comes meanwhile wants a look of its own.
         self._look_at_shapes_at, again_seconds = math.inf, math.inf
@@ -282,7 +282,7 @@ class ConnectorRunner:
             again_seconds = SHAPES_SECONDS
         else:
             self._misshapen = None
-        next_at = time.monotonic() + again_seconds
+        next_at = now() + again_seconds
         self._look_at_shapes_at = min(self._look_at_shapes_at, next_at)
 
     async def _read_controls(self) -> None:

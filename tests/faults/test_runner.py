@@ -56,6 +56,9 @@ class NoTopics:
     async def ensure(self, names: Iterable[str]) -> None:
         pass
 
+    async def require_shape(self) -> None:
+        pass
+
     def forget(self) -> None:
         pass
 
