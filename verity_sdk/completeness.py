@@ -1,15 +1,15 @@
 """Is everything there? The answer that the topics give by themselves.
 
 A connector says with each page up to when it is complete, and records what it knows to be missing
-as gaps. Joined, they answer for a stretch of time of a platform: complete, not yet, or incomplete,
-which it stays.
+as gaps, and from when on its events are collected at all. Joined, they answer for a stretch of time
+of a platform: complete, not yet, or, which it stays, incomplete or not collected.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ class Completeness(enum.StrEnum):
     NOT_YET = "not yet"
     INCOMPLETE = "incomplete"
     """Events are known to be missing; it will not become complete."""
+    NOT_COLLECTED = "not collected"
+    """It begins before a connector's beginning; what was then, nobody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,15 @@ class Answer:
             can't tell, or there is none.
         waiting_for: The connectors that are not complete up to the end of the stretch.
         gaps: What is known to be missing from it, as the gap records say it.
+        not_collected: The connectors whose beginning lies after that of the stretch, or is not
+            known, with their beginning.
     """
 
     completeness: Completeness
     complete_through: datetime | None
     waiting_for: tuple[str, ...] = ()
     gaps: tuple[Mapping[str, Any], ...] = ()
+    not_collected: Mapping[str, datetime | None] = field(default_factory=dict)
 
 
 def completeness(
@@ -51,6 +56,7 @@ def completeness(
     since: datetime,
     until: datetime,
     connectors: Collection[str] | None = None,
+    configured: Collection[str] = (),
 ) -> Answer:
     """Whether every event of the platform between two times is in the topic.
 
@@ -58,32 +64,45 @@ def completeness(
 
     Args:
         checkpoints: The values of `verity.connector.checkpoints`, decoded, in the topic's order;
-            of each connector the last counts. Read committed records only, and read them before
-            the gaps, up to the high watermark: a page's gaps become visible with its checkpoint.
+            of each connector the newest counts (`order_of`). Read committed records only, and read
+            them before the gaps, up to the high watermark: a page's gaps become visible with its
+            checkpoint.
         gaps: The values of `verity.connector.gaps`, decoded.
         since: The beginning of the stretch, included.
         until: Its end, included.
         connectors: Who has to be complete. None means all that ever published a page of the
-            platform; name them where one of those has been retired.
+            platform, and those of `configured`; name them where one of those has been retired.
+        configured: The platform's connectors that may not have published anything yet, where
+            somebody knows them: the topics don't. They are waited for.
 
     Raises:
         Malformed: A record is not what the topics hold; there is no answer.
     """
     since, until = as_utc(since), as_utc(until)
-    reached: dict[str, datetime | None] = dict.fromkeys(connectors or ())
+    named = configured if connectors is None else connectors
+    reached: dict[str, datetime | None] = dict.fromkeys(named)
+    began: dict[str, datetime | None] = {}
+    newest: dict[str, tuple[int, int]] = {}
     missing = []
     try:
         for body in checkpoints:
             name = body["connector_id"]
             if body["platform"] == platform and (connectors is None or name in reached):
+                order = order_of(body)
+                if order < newest.get(name, order):
+                    continue
+                newest[name] = order
                 through = body["complete_through"]
                 reached[name] = None if through is None else parse_utc(through)
+                # Older versions wrote none: it is not known.
+                begin = body.get("collected_from")
+                began[name] = None if begin is None else parse_utc(begin)
         for body in gaps:
             name = body["connector_id"]
             if (
                 body["platform"] == platform
                 and (connectors is None or name in reached)
-                and _overlaps(body, since, until)
+                and _overlaps(body, since, until, began.get(name))
             ):
                 missing.append(body)
     except (KeyError, TypeError, AttributeError) as error:
@@ -91,16 +110,42 @@ def completeness(
     waiting = tuple(sorted(name for name, at in reached.items() if at is None or at < until))
     known = [at for at in reached.values() if at is not None]
     through_all = min(known) if known and len(known) == len(reached) else None
+    not_collected = {name: at for name, at in sorted(began.items()) if at is None or at > since}
     if missing:
         verdict = Completeness.INCOMPLETE
+    elif not_collected:
+        verdict = Completeness.NOT_COLLECTED
     elif waiting or not reached:
         verdict = Completeness.NOT_YET
     else:
         verdict = Completeness.COMPLETE
-    return Answer(verdict, through_all, waiting, tuple(missing))
+    return Answer(verdict, through_all, waiting, tuple(missing), not_collected)
 
 
-def _overlaps(gap: Mapping[str, Any], since: datetime, until: datetime) -> bool:
-    """Whether a gap reaches into the stretch; an unknown end is the time it was recorded."""
+def order_of(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Which of a connector's checkpoint records is the newest: versions ascend, always.
+
+    Of one version the higher epoch is newer. Without transactions (`at_least_once`) a relay that
+    was replaced may still write the record of its last page after its successor's first ones.
+    Not the epoch first: with a restored database it starts again lower, the version does not.
+    """
+    version, epoch = body.get("version", 0), body.get("epoch", 0)
+    if type(version) is not int or type(epoch) is not int:  # A bool is an int, too.
+        raise TypeError(f"version {version!r}, epoch {epoch!r}")
+    return version, epoch
+
+
+def _overlaps(
+    gap: Mapping[str, Any], since: datetime, until: datetime, began_at: datetime | None
+) -> bool:
+    """Whether a gap reaches into what was collected of the stretch.
+
+    An unknown end is the time it was recorded.
+    """
     from_at, to_at = gap["from_at"], gap["to_at"] or gap["recorded_at"]
-    return (from_at is None or parse_utc(from_at) <= until) and parse_utc(to_at) >= since
+    first = since if began_at is None else max(since, began_at)
+    return (
+        first <= until
+        and (from_at is None or parse_utc(from_at) <= until)
+        and parse_utc(to_at) >= first
+    )

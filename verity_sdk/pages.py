@@ -103,7 +103,8 @@ class Position:
 
     Attributes:
         since: The watermark, aware UTC. A promise of no order: the connector looks back
-            from it by its own `lookback`.
+            from it by its own `lookback`. `FIRST_SINCE` at the first start: what the source no
+            longer serves then was never collected, and is no gap.
         cursor: The cursor of the last published page, or None at the first start and after
             an operator moved the position by time.
         until: The end of a bounded backfill, aware UTC, or None to go on to now.
@@ -122,7 +123,9 @@ class Page:
         events: In `(occurred_at, event_id)` order where the source allows it.
         cursor: Continues after this page.
         complete_through: Every event up to here, as far as the platform's declared lateness
-            goes, is out; aware UTC, None where the source cannot tell.
+            goes, is out; aware UTC, None where the source cannot tell. Never past the oldest
+            stretch that is still to be asked again; what a gap says to be missing is answered,
+            and holds nothing up.
         rejected: Records that were not understood.
         gaps: What is known to be missing, for example past the source's retention.
     """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from verity_sdk.connector_base import RawEvent
+from verity_sdk.connector_base import FIRST_SINCE, RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_sdk.pages import Cursor, Gap, Page, Position, RejectedRecord
 from verity_sdk.times import as_utc, format_utc, parse_utc
@@ -244,7 +244,14 @@ def _turn(
 ) -> _Turn | None:
     """What the stream reads in this pass; None if nothing. A new stream gets its place."""
     policy, name = stream.policy, stream.name
-    place = places.get(name, _Place(_whole_second(since), looked_back_at=now))
+    oldest = None
+    if policy.retention is not None:
+        oldest = _next_whole_second(_before(now, policy.retention))
+    begin = _whole_second(since)
+    if oldest is not None and since <= FIRST_SINCE:
+        # At a connector's first start nothing is missing: this is its beginning.
+        begin = max(begin, oldest)
+    place = places.get(name, _Place(begin, looked_back_at=now))
     to_at = _before(now, policy.settle)
     to_at = _whole_second(to_at if until is None else min(to_at, until))
     if place.through > now and name in places:
@@ -264,8 +271,7 @@ def _turn(
     back = timedelta(0) if is_new else policy.lookback if is_deep else policy.relook
     from_at = _before(place.through, back)
     gap = None
-    if policy.retention is not None:
-        oldest = _next_whole_second(_before(now, policy.retention))
+    if oldest is not None:
         from_at = max(from_at, oldest)
         if place.through < oldest:
             place = _Place(min(oldest, to_at), place.looked_back_at)
@@ -399,8 +405,9 @@ def _complete_through(place: _Place, policy: WindowPolicy) -> datetime:
     if policy.lateness > policy.settle + policy.relook:
         # What comes later than a pass reads again is seen by the next lookback, not before.
         seen = min(seen, place.looked_back_at)
+    # The last `relook` is still to be asked again, however late the vendor says events may come.
     # `through` itself was not read, and what is complete through a time includes it.
-    return _before(seen, max(policy.lateness, _MICROSECOND))
+    return _before(seen, max(policy.lateness, policy.relook, _MICROSECOND))
 
 
 def _whole_second(at: datetime) -> datetime:

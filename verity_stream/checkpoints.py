@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from verity_sdk.connector_base import FIRST_SINCE
@@ -148,7 +149,7 @@ class PostgresCheckpoints:
                 """
                 UPDATE connector_checkpoints
                 SET last_ts = $4, cursor = $5, complete_through = $6, seen = $7, version = $8,
-                    published_version = $8, updated_at = now()
+                    published_version = $8, collected_from = $9, updated_at = now()
                 WHERE connector_id = $1 AND version = $2 AND epoch = $3
                 """,
                 checkpoint.connector_id,
@@ -159,6 +160,7 @@ class PostgresCheckpoints:
                 checkpoint.complete_through,
                 encode_seen(checkpoint.seen),
                 checkpoint.version,
+                checkpoint.collected_from,
             )
         if status == "UPDATE 1":
             return Persisted.DONE
@@ -178,7 +180,33 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         cursor=row["cursor"],
         complete_through=row["complete_through"] and as_utc(row["complete_through"]),
         seen=decode_seen(row["seen"]),
+        collected_from=row["collected_from"] and as_utc(row["collected_from"]),
     )
+
+
+def beginning(checkpoint: Checkpoint, retention: timedelta | None, now: datetime) -> datetime:
+    """From when on a connector's events are collected, at a start and after an edit.
+
+    What its source no longer served at the first start was never collected. Where nobody declares
+    how far back the source serves, it is the first start, until the first page moves it back to
+    its oldest event (`Relay`).
+
+    Args:
+        checkpoint: Where the connector stands.
+        retention: How far back the source serves, as declared.
+        now: The present.
+    """
+    known, asked_from = checkpoint.collected_from, checkpoint.last_ts
+    if retention is not None:
+        served_from = now - min(retention, now - FIRST_SINCE)
+        if known is None and checkpoint.version > 0:
+            # Older versions wrote none. Their first start was before now: no claim too many.
+            return served_from
+        asked_from = max(asked_from, served_from)
+    elif asked_from <= FIRST_SINCE:
+        # Asked from the beginning of time, it is the oldest event that tells.
+        asked_from = now
+    return min(asked_from, now if known is None else known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.completeness import Answer, Completeness, completeness
+from verity_sdk.completeness import Answer, Completeness, completeness, order_of
 from verity_sdk.errors import Malformed
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC
 from verity_stream.topic_reader import CommittedReader
@@ -17,6 +17,8 @@ from verity_stream.topic_reader import CommittedReader
 __all__ = ["Answer", "Completeness", "is_complete"]
 
 FIELDS = ("connector_id", "platform", "complete_through")
+OPTIONAL = ("collected_from", "version", "epoch")
+"""The first is what records of older versions lack."""
 
 
 async def is_complete(
@@ -25,13 +27,14 @@ async def is_complete(
     since: datetime,
     until: datetime,
     connectors: Collection[str] | None = None,
+    configured: Collection[str] = (),
 ) -> Answer:
     """Whether every event of a platform between two times is in its topic.
 
     For any program that reads the raw topics: it needs Kafka, and neither Postgres nor a worker.
 
     Args:
-        connectors: As `verity_sdk.completeness.completeness` has it.
+        connectors, configured: As `verity_sdk.completeness.completeness` has them.
 
     Raises:
         Unavailable, Denied: The topics can't be read.
@@ -52,11 +55,12 @@ async def is_complete(
         since=since,
         until=until,
         connectors=connectors,
+        configured=configured,
     )
 
 
 def last_checkpoints(records: Iterable[Any]) -> list[Mapping[str, Any]]:
-    """The last record of every connector; one that is not understood can't tell how far it is.
+    """The newest record of every connector; one that is not understood can't tell how far it is.
 
     It speaks for its connector only: what somebody else wrote into the topic takes no answer away.
     """
@@ -67,8 +71,11 @@ def last_checkpoints(records: Iterable[Any]) -> list[Mapping[str, Any]]:
             continue
         try:
             body = _object(record)
-            last[record.key] = {name: body[name] for name in FIELDS}
-        except (Malformed, KeyError):
+            found = {name: body[name] for name in FIELDS}
+            found |= {name: body[name] for name in OPTIONAL if name in body}
+            if order_of(found) >= order_of(last.get(record.key, found)):
+                last[record.key] = found
+        except (Malformed, KeyError, TypeError):
             if record.key in last:
                 last[record.key] = {**last[record.key], "complete_through": None}
     return list(last.values())

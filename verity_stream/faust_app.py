@@ -25,6 +25,7 @@ from aiokafka.errors import (
 )
 from faust.web import Request, Response, View
 
+from verity_sdk.completeness import order_of
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream import metrics
 from verity_stream.driver import RECONCILE_SECONDS_MAX, STOP_RUNNER_SECONDS_MAX, Driver, Runner
@@ -337,7 +338,7 @@ class WorkerApp(VerityApp):
         for connector_id in published:
             value = self.checkpoints.get(connector_id.encode())
             try:
-                mirrored[connector_id] = 0 if value is None else _version(value)
+                mirrored[connector_id] = 0 if value is None else _order(value)[0]
             except ValueError:
                 mirrored[connector_id] = 0  # The agent has said so; reconciling must go on.
         self.watchdog.ticked(
@@ -437,16 +438,18 @@ def should_mirror(current: bytes | None, incoming: bytes) -> bool:
     Raises:
         ValueError: One of the two is not a JSON object with an integer `version`.
     """
-    version = _version(incoming)
-    return current is None or version > _version(current)
+    order = _order(incoming)
+    return current is None or order > _order(current)
 
 
-def _version(record: bytes) -> int:
+def _order(record: bytes) -> tuple[int, int]:
     value = orjson.loads(record)
-    version = value.get("version") if isinstance(value, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool):
+    if not isinstance(value, dict) or "version" not in value:
         raise ValueError("not a JSON object with an integer `version`")
-    return version
+    try:
+        return order_of(value)
+    except TypeError as error:
+        raise ValueError(f"not a checkpoint record: {error}") from error
 
 
 def is_group_member(app: faust.App) -> bool:

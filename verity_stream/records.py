@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 import structlog
 
+from verity_sdk.completeness import order_of
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
@@ -386,6 +387,8 @@ class Checkpoint:
         cursor: The connector's own position, if it has one.
         complete_through: Up to when every event is out, as far as the source can tell.
         seen: Where the ids to remember begin; None after an edit.
+        collected_from: The connector's beginning: from then on its events are collected. None
+            where it was not known yet, as in what older versions wrote.
     """
 
     connector_id: str
@@ -395,6 +398,7 @@ class Checkpoint:
     cursor: Mapping[str, Any] | None = None
     complete_through: datetime | None = None
     seen: Seen | None = None
+    collected_from: datetime | None = None
 
     @property
     def position(self) -> tuple[Any, ...]:
@@ -424,6 +428,7 @@ def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSumma
             "last_ts": format_utc(checkpoint.last_ts),
             "cursor": checkpoint.cursor,
             "complete_through": _optional_time(checkpoint.complete_through),
+            "collected_from": _optional_time(checkpoint.collected_from),
             "seen": encode_seen(checkpoint.seen),
             "event_count": summary.event_count,
             "repeat_count": summary.repeat_count,
@@ -454,9 +459,26 @@ def decode_checkpoint(value: bytes) -> Checkpoint:
             cursor=body["cursor"],
             complete_through=body["complete_through"] and parse_utc(body["complete_through"]),
             seen=decode_seen(body["seen"]),
+            # Older versions wrote none.
+            collected_from=(began := body.get("collected_from")) and parse_utc(began),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"not a checkpoint record: {error!r}") from error
+
+
+def newer_checkpoint(held: bytes | None, incoming: bytes | None) -> bytes | None:
+    """Which of two checkpoint records of a connector counts, the second being the later one.
+
+    The newer (`verity_sdk.completeness.order_of`), of equal ones the later. One that is not
+    understood can't be compared: the later one counts, and whoever decodes it says so.
+    """
+    if held is None or incoming is None:
+        return incoming
+    try:
+        is_older = order_of(orjson.loads(incoming)) < order_of(orjson.loads(held))
+    except (ValueError, TypeError, AttributeError):
+        return incoming
+    return held if is_older else incoming
 
 
 def encode_seen(seen: Seen | None) -> dict[str, Any] | None:

@@ -20,14 +20,22 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
 import structlog
 
+from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.times import format_utc
-from verity_stream.checkpoints import CheckpointStore, Persisted, after_loss, decide_start
+from verity_stream.checkpoints import (
+    CheckpointStore,
+    Persisted,
+    after_loss,
+    beginning,
+    decide_start,
+)
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.publisher import Publisher
@@ -188,7 +196,10 @@ class Relay:
             if outcome is Persisted.EDITED:
                 raise Unavailable("an operator moved the position during the start")
             self._log.info("relay.database_repaired", version=start.checkpoint.version)
-        self._hold(start.checkpoint)
+        checkpoint = start.checkpoint
+        if checkpoint.collected_from is None or start.publish:
+            checkpoint = self._begun(checkpoint)
+        self._hold(checkpoint)
         if start.checkpoint.seen is not None:
             await self._ensure_topics(start.checkpoint.seen.start)
             seen, forgotten = start.checkpoint.seen, 0
@@ -196,7 +207,7 @@ class Relay:
                 forgotten += self._window.restore(ids, seen)
             self._report_forgotten(forgotten)
         if start.publish:
-            await self._publish_position(start.checkpoint)
+            await self._publish_position(checkpoint)
         self._log.info(
             "relay.started",
             version=self.checkpoint.version,
@@ -204,6 +215,16 @@ class Relay:
             last_ts=format_utc(self.checkpoint.last_ts),
             remembered_ids=len(self._window),
         )
+
+    def _begun(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same with the connector's beginning: at its first start, or after an edit."""
+        known = checkpoint.collected_from
+        if known is None and self._checkpoint is not None:
+            known = self._checkpoint.collected_from
+        began_at = beginning(
+            replace(checkpoint, collected_from=known), self._spec.retention, self._clock()
+        )
+        return replace(checkpoint, collected_from=began_at)
 
     def _hold(self, checkpoint: Checkpoint) -> None:
         """This is the last position that is in the topic and in Postgres."""
@@ -285,6 +306,7 @@ class Relay:
             last_ts=max(before.last_ts, page.last_ts),
             cursor=page.cursor,
             complete_through=page.complete_through,
+            collected_from=self._began_at(before, draft),
         )
         is_moved = (after.last_ts, after.cursor, after.complete_through) != (
             before.last_ts,
@@ -313,6 +335,13 @@ class Relay:
             last_ts=format_utc(after.last_ts),
         )
         return outcome is not Persisted.EDITED
+
+    def _began_at(self, before: Checkpoint, draft: Draft) -> datetime | None:
+        """Where no retention is declared, the oldest event published tells the beginning."""
+        known = before.collected_from
+        if known is None or self._spec.retention is not None:
+            return known
+        return min(known, max(min(draft.fresh_times, default=known), FIRST_SINCE))
 
     def _origin(self) -> Origin:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
@@ -362,7 +391,7 @@ class Relay:
         )
         self._window.forget_all()
         self._has_caught_up = False
-        await self._publish_position(edited)
+        await self._publish_position(self._begun(edited))
 
     def _count(self, summary: PageSummary, draft: Draft) -> None:
         status = self._status

@@ -158,6 +158,38 @@ class ConnectorSpec:
         """How far before the watermark ids are remembered, and a plain source is asked again."""
         return self.cls.lookback if self.options.lookback is None else self.options.lookback
 
+    @property
+    def retention(self) -> timedelta | None:
+        """How far back the source serves: as its settings say, else its class; None: not known."""
+        for declared in (self.config, self.cls):
+            retention = getattr(declared, "retention", None)
+            if isinstance(retention, timedelta):
+                return retention
+        return None
+
+
+def configured_platforms(path: Path) -> dict[str, str]:
+    """The platform of every enabled connector of a `verity.toml`, by connector id.
+
+    Reads ids, types and `enabled` only: no reference to a secret is resolved, and a table that is
+    wrong elsewhere is none of its business.
+
+    Raises:
+        Misconfigured: The file can't be read, or a type is not installed here.
+    """
+    tables = _read(path).get("connectors", {})
+    types = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    platforms = {}
+    for connector_id, table in tables.items() if isinstance(tables, dict) else ():
+        if isinstance(table, dict) and table.get("enabled", True) is not False:
+            try:
+                _, platforms[connector_id] = _connector_class(str(table.get("type", "")), types)
+            except _Faults as found:
+                raise Misconfigured(
+                    "\n".join(f"[connectors.{connector_id}] {fault}" for fault in found.faults)
+                ) from None
+    return platforms
+
 
 def load_connectors(path: Path) -> list[ConnectorSpec]:
     """Read, resolve and validate the connectors of a `verity.toml`, before anything starts.
@@ -165,12 +197,7 @@ def load_connectors(path: Path) -> list[ConnectorSpec]:
     Raises:
         Misconfigured: One message that names every fault of the file.
     """
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise Misconfigured(f"VERITY_CONFIG: no file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Misconfigured(f"VERITY_CONFIG: {path} can't be read: {error}") from None
+    document = _read(path)
     tables = document.pop("connectors", {})
     faults = [f"{path}: unknown table [{name}]" for name in document]
     if not isinstance(tables, dict):
@@ -191,6 +218,15 @@ def load_connectors(path: Path) -> list[ConnectorSpec]:
     if faults:
         raise Misconfigured("\n".join(faults))
     return specs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Misconfigured(f"VERITY_CONFIG: no file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Misconfigured(f"VERITY_CONFIG: {path} can't be read: {error}") from None
 
 
 class _Faults(Exception):

@@ -140,8 +140,8 @@ class _Pages:
         # A copy: read ahead, a connector may go on using what it yielded.
         self.cursor = deepcopy(page.cursor)
         if page.complete_through:
-            through = as_utc(page.complete_through)
-            self.complete_through = max(through, self.complete_through or through)
+            # The last one's, as its cursor: it may have gone back, to what is to be asked again.
+            self.complete_through = as_utc(page.complete_through)
         self._pages_left -= 1
         self.is_empty = self.is_torn = False
         self.is_full = self.draft.is_full or not self._pages_left

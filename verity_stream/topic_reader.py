@@ -20,7 +20,12 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
-from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint, decode_checkpoint
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    Checkpoint,
+    decode_checkpoint,
+    newer_checkpoint,
+)
 
 TRANSACTION_TIMEOUT = timedelta(seconds=60)
 """Where nobody says what the workers' setting is: its default."""
@@ -41,7 +46,7 @@ class TopicReader(Protocol):
     """What a relay reads back at its start. Call it only after the producer has fenced."""
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
-        """The last committed checkpoint record of the connector."""
+        """The newest committed checkpoint record of the connector."""
 
     def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
@@ -79,7 +84,7 @@ class KafkaTopicReader:
         self._checkpoint_partitions = checkpoint_partitions
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
-        """The last committed checkpoint record of the connector, or None."""
+        """The newest committed checkpoint record of the connector, or None."""
         partition = partition_for(connector_id, self._checkpoint_partitions)
         place = TopicPartition(CHECKPOINTS_TOPIC, partition)
         key = connector_id.encode()
@@ -87,7 +92,7 @@ class KafkaTopicReader:
         async for records in self.read({place: None}):
             for record in records:
                 if record.key == key:
-                    last = record.value
+                    last = newer_checkpoint(last, record.value)
         return None if last is None else decode_checkpoint(last)
 
     async def published_ids(
@@ -252,11 +257,12 @@ class CommittedReader(KafkaTopicReader):
         return [record async for records in self.read(places) for record in records]
 
     async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
-        """The last committed checkpoint record of every connector; the topic is read once."""
+        """The newest committed checkpoint record of every connector; the topic is read once."""
         values: dict[str, bytes | None] = {}
         for record in await self.records(CHECKPOINTS_TOPIC):
             if record.key is not None:  # Without one it is nobody's.
-                values[record.key.decode("utf-8", "replace")] = record.value
+                name = record.key.decode("utf-8", "replace")
+                values[name] = newer_checkpoint(values.get(name), record.value)
         found: dict[str, Checkpoint | Malformed] = {}
         for connector_id, value in values.items():
             if value is None:

@@ -241,7 +241,14 @@ class MemoryCheckpoints:
     def edit(self, connector_id: str, last_ts: datetime) -> Checkpoint:
         """What `UPDATE … SET last_ts = …` by hand does."""
         row = self.rows[connector_id]
-        self.rows[connector_id] = Checkpoint(connector_id, row.version + 1, row.epoch, last_ts)
+        self.rows[connector_id] = replace(
+            row,
+            version=row.version + 1,
+            last_ts=last_ts,
+            cursor=None,
+            complete_through=None,
+            seen=None,
+        )
         return self.rows[connector_id]
 
 

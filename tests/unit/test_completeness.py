@@ -22,10 +22,26 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def checkpoint(connector: str, hours: float | None, platform: str = "test") -> dict[str, Any]:
-    """The record of a page that is complete through so many hours after the start."""
+def checkpoint(
+    connector: str,
+    hours: float | None,
+    platform: str = "test",
+    *,
+    began: float | None = -1000,
+    order: tuple[int, int] = (1, 1),
+) -> dict[str, Any]:
+    """The record of a page that is complete through so many hours after the start.
+
+    Args:
+        began: The connector's beginning, likewise.
+        order: Its version and epoch.
+    """
     through = None if hours is None else START + hours * HOUR
-    page = Checkpoint(connector, 1, 1, START, None, through)
+    collected_from = None if began is None else START + began * HOUR
+    version, epoch = order
+    page = Checkpoint(
+        connector, version, epoch, START, None, through, collected_from=collected_from
+    )
     record = checkpoint_record(Origin(connector, platform, ""), page, PageSummary())
     body: dict[str, Any] = orjson.loads(record.value)
     return body
@@ -114,6 +130,64 @@ def test_incomplete_is_said_before_the_end_is_reached() -> None:
     answer = asked([checkpoint("a", 10.5)], [gap("a", 10, 10.1)])
     assert answer.completeness is Completeness.INCOMPLETE
     assert answer.waiting_for == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("began", "expected"),
+    [
+        (9, Completeness.COMPLETE),
+        (10, Completeness.COMPLETE),
+        (10.1, Completeness.NOT_COLLECTED),
+        (20, Completeness.NOT_COLLECTED),
+        (None, Completeness.NOT_COLLECTED),
+    ],
+)
+def test_what_lies_before_a_connectors_beginning_was_never_collected(
+    began: float | None, expected: Completeness
+) -> None:
+    answer = asked([checkpoint("a", 12, began=began), checkpoint("b", 12)])
+    assert answer.completeness is expected
+    is_out = expected is Completeness.NOT_COLLECTED
+    began_at = None if began is None else START + began * HOUR
+    assert answer.not_collected == ({"a": began_at} if is_out else {})
+
+
+def test_a_record_of_an_older_version_knows_no_beginning() -> None:
+    body = checkpoint("a", 12)
+    del body["collected_from"]
+    assert asked([body]).not_collected == {"a": None}
+
+
+def test_a_gap_before_the_beginning_is_no_gap_and_one_behind_it_comes_first() -> None:
+    """A source may say at its first start that it lacks all that was ever before."""
+    body = checkpoint("a", 12, began=10.5)
+    answer = asked([body], [gap("a", None, 10.4)])
+    assert (answer.completeness, answer.gaps) == (Completeness.NOT_COLLECTED, ())
+    assert asked([body], [gap("a", None, 10.6)]).completeness is Completeness.INCOMPLETE
+    never = asked([checkpoint("a", 12, began=20)], [gap("a", None, 30)])
+    assert (never.completeness, never.gaps) == (Completeness.NOT_COLLECTED, ())
+
+
+def test_a_connector_that_is_configured_and_never_published_is_waited_for() -> None:
+    answer = asked([checkpoint("a", 12)], configured=["a", "b"])
+    assert (answer.completeness, answer.waiting_for) == (Completeness.NOT_YET, ("b",))
+    # Whoever names the connectors has decided.
+    named = asked([checkpoint("a", 12)], configured=["a", "b"], connectors=["a"])
+    assert named.completeness is Completeness.COMPLETE
+    # One that is retired still counts as far as it came.
+    assert asked([checkpoint("a", 12), checkpoint("c", 1)], configured=["a"]).waiting_for == ("c",)
+
+
+def test_the_late_record_of_a_relay_that_was_replaced_does_not_count() -> None:
+    """Without transactions it may come after its successor's: higher versions, then epochs."""
+    successors = [checkpoint("a", 8, order=(12, 6)), checkpoint("a", 10.5, order=(13, 6))]
+    for late in ((12, 5), (13, 5)):
+        records = [*successors, checkpoint("a", 12, order=late)]
+        assert asked(records).completeness is Completeness.NOT_YET
+        found = last_checkpoints([record("a", body) for body in records])
+        assert asked(found).complete_through == START + 10.5 * HOUR
+    # With a restored database epochs begin again lower, versions go on.
+    assert asked([*successors, checkpoint("a", 12, order=(14, 1))]).waiting_for == ()
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), st.floats(0, 20))))

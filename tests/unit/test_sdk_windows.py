@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verity_sdk.connector_base import RawEvent
+from verity_sdk.connector_base import FIRST_SINCE, RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, Page, Position, RejectedRecord
 from verity_sdk.times import parse_utc
@@ -383,6 +383,26 @@ async def test_what_is_past_retention_is_a_gap_in_the_first_page() -> None:
     again = await source.read(policy, cursor=pages[0].cursor)
     assert [page.gaps for page in again] == [()]
     assert source.asked[0].from_at == oldest
+
+
+async def test_at_the_first_start_nothing_is_missing() -> None:
+    """It was a gap of 26 years, told as a loss; each stream begins where its source does."""
+    source = Source(now=NOW + timedelta(milliseconds=300))
+    policy = replace(POLICY, retention=2 * HOUR)
+    pages = await source.read(policy, since=FIRST_SINCE)
+    oldest = NOW - 2 * HOUR + SECOND
+    assert [gap for page in pages for gap in page.gaps] == []
+    assert source.asked[0].from_at == oldest
+    # What the source lets go of from then on is missing.
+    pages = await Source(now=NOW + DAY).read(policy, cursor=pages[-1].cursor)
+    assert [gap.to_at for page in pages for gap in page.gaps] == [NOW + 22 * HOUR]
+
+
+async def test_complete_is_never_further_than_what_is_still_asked_again() -> None:
+    """The stretch that every pass reads again, also where no lateness is declared."""
+    policy = replace(POLICY, settle=timedelta(0), lateness=timedelta(0), relook=HOUR)
+    pages = await Source().read(policy, cursor=cursor(NOW - 2 * HOUR))
+    assert pages[-1].complete_through == NOW - HOUR
 
 
 async def test_a_relook_past_retention_is_no_gap() -> None:

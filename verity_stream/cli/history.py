@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
@@ -38,12 +39,18 @@ from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
 from verity_stream.records import GAPS_TOPIC, dead_topic
 from verity_stream.redaction import SECRETS
+from verity_stream.settings import configured_platforms
 from verity_stream.status import LATENESS_BOUNDS
 from verity_stream.topic_reader import CommittedReader, kafka_admin, partition_counts
 
 ADMIN_SECONDS = 10.0
 RECENT = 10
-NOT_YET, INCOMPLETE = 3, 4
+EXIT_CODES = {
+    Completeness.COMPLETE: 0,
+    Completeness.NOT_YET: 3,
+    Completeness.INCOMPLETE: 4,
+    Completeness.NOT_COLLECTED: 5,
+}
 
 platform_option = click.option("--platform", help="Only of this platform.")
 since_option = click.option("--since", type=Time(), help="Only what was recorded from then on.")
@@ -192,7 +199,7 @@ def dead_show(dead_id: str, platform: str | None, is_raw: bool, as_json: bool) -
     "--connector",
     "connector_ids",
     multiple=True,
-    help="Who has to be complete; all that ever published if not given.",
+    help="Who has to be complete; all that are configured or ever published if not given.",
 )
 @json_option
 @click.pass_context
@@ -206,17 +213,22 @@ def complete(
 ) -> None:
     """Say whether all events of a platform up to a time are in Kafka.
 
-    The topics alone answer: the connectors' checkpoints say how far they are complete, the gaps
-    what is missing for good. Of a connector that can't tell how far it is complete the answer is
-    never more than "not yet".
+    The topics answer: the connectors' checkpoints say how far they are complete and from when on
+    they collect, the gaps what is missing for good. Of a connector that can't tell how far it is
+    complete the answer is never more than "not yet". One that is configured and has not published
+    yet is waited for; no secret of verity.toml is needed to know of it.
 
-    Exit codes: 0 complete, 3 not yet, 4 incomplete because of gaps, 1 Kafka can't be reached.
+    Exit codes: 0 complete, 3 not yet, 4 incomplete because of gaps, 5 not collected: the stretch
+    begins before a connector's beginning, 1 Kafka can't be reached.
     """
     settings = _settings()
+    configured = () if connector_ids else _configured(settings.config, platform)
     since = until - timedelta(hours=1) if since is None else since
     if since > until:
         raise Misconfigured("--from is after --at")
-    answer = asyncio.run(is_complete(settings.kafka, platform, since, until, connector_ids or None))
+    answer = asyncio.run(
+        is_complete(settings.kafka, platform, since, until, connector_ids or None, configured)
+    )
     body = {
         "platform": platform,
         "from": since,
@@ -224,6 +236,7 @@ def complete(
         "completeness": str(answer.completeness),
         "complete_through": answer.complete_through,
         "waiting_for": list(answer.waiting_for),
+        "not_collected": dict(answer.not_collected),
         "gaps": _hidden(list(answer.gaps)),
     }
     if as_json:
@@ -234,12 +247,22 @@ def complete(
         )
         if answer.complete_through is not None:
             click.echo(f"complete through {format_utc(answer.complete_through)}")
+        for name, began_at in answer.not_collected.items():
+            began = "an unknown time" if began_at is None else format_utc(began_at)
+            click.echo(f"collected from {began} on: {name}")
         for name in answer.waiting_for:
             click.echo(f"not yet: {name}")
         if answer.gaps:
             _show_gaps(body["gaps"])
-    codes = {Completeness.NOT_YET: NOT_YET, Completeness.INCOMPLETE: INCOMPLETE}
-    context.exit(codes.get(answer.completeness, 0))
+    context.exit(EXIT_CODES.get(answer.completeness, 1))
+
+
+def _configured(path: Path, platform: str) -> list[str]:
+    """The platform's connectors in verity.toml; none, and it is said, where there is no file."""
+    if not path.exists():
+        click.echo(f"{path} is not here: only connectors that have published count", err=True)
+        return []
+    return [name for name, of in configured_platforms(path).items() if of == platform]
 
 
 # Reading.
