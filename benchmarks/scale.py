@@ -329,18 +329,18 @@ async def sharing(site: Site, connector_count: int) -> list[Line]:
 
 async def _joins(site: Site, log: PageLog, there: list[Worker], names: set[str]) -> list[Line]:
     """A third worker takes its share; counted from when it begins to join."""
-    began, before = time.time(), await site.epochs()
+    began, before, owners = time.time(), await site.epochs(), _owners(there)
     third = site.start("third")
     await until(lambda: _logged(third, "Starting...") is not None, START_SECONDS_MAX)
     await site.shared([*there, third], names)
     await asyncio.sleep(SETTLE_SECONDS)
-    moved = set(third.assigned())
+    stayed = _stayed(owners, [*there, third])
     # From its own start, the process's imports left out, to the first page of each connector.
     starting = _logged(third, "Starting...") or began
-    taken = max(_first_page(log, name, third) for name in moved) - starting
+    taken = max(_first_page(log, name, third) for name in third.assigned()) - starting
     return [
         Line("a joining worker publishes of all its share", f"{taken:.1f} s", "< 3 s", taken < 3),
-        *await _others(site, log, names - moved, before, starting - 1),
+        *await _others(site, log, stayed, before, starting - 1),
     ]
 
 
@@ -355,7 +355,7 @@ async def _leaves(
 ) -> list[Line]:
     """One worker goes; the pause of what it ran, and of what it did not."""
     moved = set(leaving.assigned())
-    began, before = time.time(), await site.epochs()
+    began, before, owners = time.time(), await site.epochs(), _owners(staying)
     os.kill(leaving.process.pid, number)
     await asyncio.to_thread(leaving.process.wait, 20)
     await site.shared(staying, names)
@@ -379,8 +379,18 @@ async def _leaves(
             f"median < {goal_seconds:g} s",
             middle < goal_seconds,
         ),
-        *await _others(site, log, names - moved, before, began - 1),
+        *await _others(site, log, _stayed(owners, staying), before, began - 1),
     ]
+
+
+def _owners(workers: list[Worker]) -> set[tuple[str, str]]:
+    """Every connector with its worker."""
+    return {(name, worker.name) for worker in workers for name in worker.assigned()}
+
+
+def _stayed(before: set[tuple[str, str]], workers: list[Worker]) -> set[str]:
+    """The connectors that are where they were: evening may swap some between any two workers."""
+    return {name for name, _ in before & _owners(workers)}
 
 
 async def _others(
@@ -500,7 +510,7 @@ async def _churned(site: Site, names: set[str], there: list[Worker], *, join: bo
 async def _served(site: Site, workers: list[Worker]) -> None:
     """Until every connector is shown as caught up by the worker that has it now."""
     deadline = time.monotonic() + CHURN_SECONDS_MAX
-    owners = {(name, worker.name) for worker in workers for name in worker.assigned()}
+    owners = _owners(workers)
     while not owners <= await site.caught_up():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not all caught up within {CHURN_SECONDS_MAX} s")

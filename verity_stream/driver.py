@@ -128,7 +128,7 @@ class Driver:
             await self._revoke()
 
     def assigned(self, partitions: frozenset[int]) -> None:
-        """The rebalance is over, and these partitions of the checkpoints topic are ours."""
+        """These partitions of the checkpoints topic are ours, until the next rebalance."""
         self._partitions = partitions
         self._is_in_group = True
         self._rebalancing_since = None

@@ -23,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     KafkaError,
 )
+from faust.types import TP
 from faust.web import Request, Response, View
 
 from verity_sdk.completeness import order_of
@@ -38,7 +39,7 @@ from verity_stream.faust_fixes import (
     coordinator_of,
     partitions_of,
 )
-from verity_stream.placement import evened, partition_for
+from verity_stream.placement import evened, kept, partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
 from verity_stream.topics import (
@@ -223,8 +224,20 @@ class VerityApp(FixedApp):
 class EvenAssignor(faust.assignor.PartitionAssignor):
     """Faust's assignor; and then partitions are swapped until workers have as many connectors.
 
-    The group's leader decides, by its own configuration.
+    The group's leader decides, by its own configuration. What moves is started anew elsewhere, so
+    as little as possible does.
     """
+
+    _owned_before: Mapping[str, frozenset[int]] = {}
+
+    def _perform_assignment(self, cluster: Any, member_metadata: Any) -> Any:
+        self._owned_before = {
+            member: frozenset(
+                self._get_client_metadata(metadata).assignment.actives.get(CHECKPOINTS_TOPIC, ())
+            )
+            for member, metadata in member_metadata.items()
+        }
+        return super()._perform_assignment(cluster, member_metadata)
 
     def _global_table_standby_assignments(self, assignments: Any, *arguments: Any) -> Any:
         # Called between Faust's own assignment and its encoding for the members.
@@ -233,7 +246,8 @@ class EvenAssignor(faust.assignor.PartitionAssignor):
             client: frozenset(one.actives.get(CHECKPOINTS_TOPIC, ()))
             for client, one in assignments.items()
         }
-        for client, partitions in evened(owned, weights).items():
+        before = self._owned_before
+        for client, partitions in evened(kept(owned, before), weights, before).items():
             actives = assignments[client].actives
             for topic, before in actives.items():
                 # The changelog goes where its topic goes.
@@ -312,11 +326,14 @@ class WorkerApp(VerityApp):
         super().on_rebalance_start()
         self.loop.call_soon_threadsafe(self.driver.rebalance_started)
 
-    def on_rebalance_end(self) -> None:
-        """The real "ready" of Faust: recovered, sought, resumed."""
-        super().on_rebalance_end()
-        if self.is_settled and not self.should_stop:
-            self.driver.assigned(self.owned_partitions)
+    async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Tell the driver at once: the relays need neither the mirror nor its recovery.
+
+        Every member hears of it at this moment, so what leaves one stops as another starts it.
+        """
+        if not self.should_stop:
+            self.driver.assigned(partitions_of(assigned, CHECKPOINTS_TOPIC))
+        await super()._on_partitions_assigned(assigned, generation_id)
 
     async def on_stop(self) -> None:
         """Stop the relays first: they need no Faust, and their brokers and pools still stand."""

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 
 from aiokafka.partitioner import murmur2
 
+NOBODY: Mapping[str, Collection[int]] = {}
+
 EVEN_ENOUGH = 0.2
 """Workers whose numbers of connectors differ by less than this share of the mean are even."""
 
@@ -28,7 +30,41 @@ def partition_for(connector_id: str, partitions: int) -> int:
     return partition_of_key(connector_id.encode(), partitions)
 
 
-def evened(owned: Mapping[str, Collection[int]], weights: Mapping[int, int]) -> dict[str, set[int]]:
+def kept(
+    owned: Mapping[str, Collection[int]], before: Mapping[str, Collection[int]]
+) -> dict[str, set[int]]:
+    """The same numbers of partitions, exchanged so that fewer have left a worker that had them.
+
+    Where the numbers don't divide evenly Faust takes a partition from a worker and gives it another
+    for it.
+
+    Args:
+        owned: Who is to have which partitions.
+        before: Who had them; workers that are gone, and new ones, are missing.
+    """
+    result = {worker: set(partitions) for worker, partitions in owned.items()}
+    homes = {one: worker for worker, partitions in before.items() for one in partitions}
+    for worker in sorted(result):
+        for one in sorted(result[worker]):
+            home = homes.get(one)
+            if home is None or home == worker or home not in result:
+                continue
+            strangers = result[home].difference(before[home])
+            if strangers:
+                # At best one that comes home itself, or else nobody's, which has to move anyway.
+                other = min(
+                    strangers, key=lambda it: (homes.get(it) != worker, homes.get(it) in result, it)
+                )
+                result[worker] ^= {one, other}
+                result[home] ^= {one, other}
+    return result
+
+
+def evened(
+    owned: Mapping[str, Collection[int]],
+    weights: Mapping[int, int],
+    before: Mapping[str, Collection[int]] = NOBODY,
+) -> dict[str, set[int]]:
     """The same partitions, swapped between workers until each has about as many connectors.
 
     A consumer group shares partitions evenly, but ids are hashed: of 60 connectors in 24 partitions
@@ -38,6 +74,7 @@ def evened(owned: Mapping[str, Collection[int]], weights: Mapping[int, int]) -> 
     Args:
         owned: Who has which partitions.
         weights: How many connectors a partition has; 0 where it is missing.
+        before: Who had them before: of two that weigh the same, one that moves anyway is swapped.
     """
     result = {worker: set(partitions) for worker, partitions in owned.items()}
     loads = {
@@ -52,7 +89,9 @@ def evened(owned: Mapping[str, Collection[int]], weights: Mapping[int, int]) -> 
             break
         pairs = [(order[-1], worker) for worker in order[:-1]]
         pairs += [(worker, order[0]) for worker in order[1:-1]]
-        found = max((_best_swap(result, loads, weights, *pair) for pair in pairs), default=None)
+        found = max(
+            (_best_swap(result, loads, weights, before, *pair) for pair in pairs), default=None
+        )
         if found is None or found[0] <= 0:
             break
         _, moved, given, taken = found
@@ -69,15 +108,22 @@ def _best_swap(
     owned: Mapping[str, set[int]],
     loads: Mapping[str, int],
     weights: Mapping[int, int],
+    before: Mapping[str, Collection[int]],
     heavy: str,
     light: str,
 ) -> tuple[int, int, int, int]:
     """How much the best swap between two evens them, its weight, and the two partitions."""
     excess = loads[heavy] - loads[light]
     best = (0, 0, -1, -1)
+
+    def one_of_each_weight(worker: str) -> dict[int, int]:
+        """The last of each weight, and those come last that were not here before."""
+        had = before.get(worker, ())
+        order = sorted(owned[worker], key=lambda one: (one not in had, one))
+        return {weights.get(partition, 0): partition for partition in order}
+
     # One partition of each weight is enough to look at: there are few weights.
-    gives = {weights.get(partition, 0): partition for partition in sorted(owned[heavy])}
-    takes = {weights.get(partition, 0): partition for partition in sorted(owned[light])}
+    gives, takes = one_of_each_weight(heavy), one_of_each_weight(light)
     for given_weight, given in gives.items():
         for taken_weight, taken in takes.items():
             moved = given_weight - taken_weight

@@ -306,7 +306,10 @@ class KafkaPublisher:
         futures: list[asyncio.Future[Any]] = []
         for topic, partition, batch in page:
             batch.close()
-            futures.append(await producer.send_batch(batch, topic, partition=partition))
+            future = await producer.send_batch(batch, topic, partition=partition)
+            # Where a later batch is refused nobody awaits this one, and asyncio would log an error.
+            future.add_done_callback(lambda it: it.cancelled() or it.exception())
+            futures.append(future)
         acknowledged = await asyncio.gather(*futures, return_exceptions=True)
         offsets: Offsets = {}
         for (topic, partition, batch), metadata in zip(page, acknowledged, strict=True):

@@ -102,6 +102,7 @@ class _Supervised:
     reported: tuple[int, int] = (0, 0)
     control: Control = field(default_factory=Control)
     is_restart_due: bool = False
+    is_stopping: bool = False
 
 
 class ConnectorRunner:
@@ -372,7 +373,7 @@ class ConnectorRunner:
         if one.status.progress != one.progress:
             # What is shown would not do: a wait that is over is shown as `running`, too.
             one.progress, one.failures = one.status.progress, 0
-        if not task.done():
+        if one.is_stopping or not task.done():
             return
         one.task = None
         self._topics.forget()
@@ -450,15 +451,21 @@ class ConnectorRunner:
             if one.snapshot is not None:
                 one.snapshot.cancel()
             if one.task is not None or one.snapshot is not None:
+                one.is_stopping = True
                 stopping.append((one, one.task, one.snapshot))
         tasks = {task for _, *both in stopping for task in both if task is not None}
         if not tasks:
             return
-        _, pending = await asyncio.wait(tasks, timeout=HALT_SECONDS)
-        for task in pending:
-            task.cancel()
-        if pending:
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        pending = tasks
+        try:
+            _, pending = await asyncio.wait(tasks, timeout=HALT_SECONDS)
+            for task in pending:
+                task.cancel()
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        finally:
+            for one, _, _ in stopping:
+                one.is_stopping = False
         for task in pending:
             # Whatever it still does, its producer's next transaction finds itself fenced.
             logger.error("runner.task_ignores_cancellation", task=task.get_name())

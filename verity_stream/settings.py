@@ -94,7 +94,7 @@ class StreamSettings(VerityConfig):
         description="A worker whose timer, assignment or mirror stands still for this long ends.",
     )
     session_timeout_seconds: float = Field(
-        7.0,
+        6.0,
         ge=1,
         description="A worker that the consumer group has not heard of for this long is replaced; "
         "brokers take 6 or more, unless `group.min.session.timeout.ms` says otherwise.",

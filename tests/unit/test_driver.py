@@ -233,11 +233,20 @@ async def test_an_assignment_that_is_overtaken_at_once_is_never_made() -> None:
 async def test_reconcile_never_overlaps_itself() -> None:
     """Neither with the timer's ticks nor at an assignment; but that one is reconciled after it."""
     driver, runner = await started()
-    runner.slow["reconcile"] = 0.05
+    may_end = asyncio.Event()
+
+    async def slow() -> None:
+        runner.calls.append("reconcile")
+        await may_end.wait()
+        runner.calls.append("done")
+
+    runner.reconcile = slow  # type: ignore[method-assign]
     await play(driver, "rebalance revoked one")
     ticks = [asyncio.create_task(driver.tick()) for _ in range(3)]
     await play(driver, "rebalance revoked two")
+    assert called(runner) == ["hold", "assign[1]", "reconcile", "hold", "assign[2]"]
+    may_end.set()
     await asyncio.wait(ticks, timeout=5)
-    await asyncio.sleep(0.2)
-    assert called(runner) == ["hold", "assign[1]", "reconcile", "hold", "assign[2]",
-                              "reconcile done", "reconcile", "reconcile done"]  # fmt: skip
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert called(runner)[5:] == ["done", "reconcile", "done"]

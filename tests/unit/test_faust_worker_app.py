@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import faust
 import orjson
 import pytest
 from faust.types import TP
@@ -207,15 +208,22 @@ async def test_the_mirror_runs_alone_on_raw_bytes() -> None:
 # The lifecycle.
 
 
-async def rebalance(app: WorkerApp, *partitions: int, revoke: bool = True) -> None:
+async def rebalance(app: WorkerApp, *partitions: int) -> None:
     """What Faust does, in its order; the first call comes from another thread."""
     await asyncio.to_thread(app.on_rebalance_start)
-    if revoke:
-        await app.on_partitions_revoked.send(set())
-    app._assigned_in = app.rebalancing_count
-    app._assignment = {TP(topic, p) for p in partitions for topic in (CHECKPOINTS_TOPIC, "other")}
+    await app.on_partitions_revoked.send(set())
+    topics = (CHECKPOINTS_TOPIC, "other")
+    await app._on_partitions_assigned({TP(topic, p) for p in partitions for topic in topics})
     app.on_rebalance_end()
     await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def without_a_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def assigned(app: Any, assigned: set[TP], generation_id: int = 0) -> None:
+        app._assignment = assigned
+
+    monkeypatch.setattr(faust.App, "_on_partitions_assigned", assigned)
 
 
 @pytest.fixture
