@@ -41,10 +41,24 @@ LOOK_EVERY_SECONDS = 10.0
 TRANSACTION_SECONDS_MAX = 900.0
 BATCH_BYTES_MAX = 1_048_588
 RECORDS_MAX = 1_000_000
+BATCH_FRAME_BYTES = 61
+RECORD_FRAME_BYTES = 6
 BATCHES_KEPT = 5
 """So many batches of a producer a partition recognises when they come again."""
 
 _size_of: Callable[..., int] = DefaultRecordBatchBuilder.size_of
+TOPIC_CONFIGS: Mapping[str, str] = {
+    "cleanup.policy": "delete",
+    "delete.retention.ms": "86400000",
+    "max.message.bytes": str(BATCH_BYTES_MAX),
+    "min.cleanable.dirty.ratio": "0.5",
+    "min.insync.replicas": "1",
+    "retention.bytes": "-1",
+    "retention.ms": "604800000",
+    "segment.bytes": "1073741824",
+    "segment.ms": "604800000",
+}
+"""What a broker gives a topic without settings of its own."""
 NO_CONFIGS: Mapping[str, str] = {}
 
 
@@ -116,6 +130,9 @@ class Log:
         end: The high watermark: the next offset.
         offsets: Of the entries, ascending; compaction leaves holes.
         entries: Record and transaction; without a record it is a marker.
+        producers: What is known of each that wrote here, by its id.
+        tried: The lowest sequence number that a transaction tried here before anything was known
+            of its producer: with a higher one its first batch would be missing.
     """
 
     def __init__(self, broker: int) -> None:
@@ -124,6 +141,7 @@ class Log:
         self.offsets: list[int] = []
         self.entries: list[tuple[Record | None, Txn | None]] = []
         self.producers: dict[int, _Known] = {}
+        self.tried: dict[int, int] = {}
         self._open: dict[int, int] = {}
 
     @property
@@ -263,6 +281,7 @@ class Kafka:
         log.keep(log.between(0, offset))
         log.end = min(log.end, offset)
         log.producers.clear()
+        log.tried.clear()
 
     def _topic(self, name: str) -> Topic:
         try:
@@ -398,6 +417,7 @@ class Kafka:
                 self.wire.later(seconds, self._mark, one, txn, place, epoch)
                 return
             log.mark(txn)
+            log.tried.pop(one.pid, None)
             known = log.producers.setdefault(one.pid, _Known(epoch))
             if known.epoch != epoch:
                 log.producers[one.pid] = _Known(epoch)
@@ -426,10 +446,11 @@ class Kafka:
         """Produce; returns the first offset, or −1 where it is a repeat and forgotten."""
         log = self.log(place)
         self.ask_leader(log)
-        configs, count = self.topics[place[0]].configs, len(batch.records)
+        count, configs = len(batch.records), self.topics[place[0]].configs
+        known = log.producers.get(pid)
+        lowest = sequence if transactional_id is None else log.tried.setdefault(pid, sequence)
         if batch.size() > int(configs.get("max.message.bytes", BATCH_BYTES_MAX)):
             raise kafka_errors.MessageSizeTooLargeError
-        known = log.producers.get(pid)
         if known is not None and pid >= 0:
             if epoch < known.epoch:
                 raise kafka_errors.ProducerFenced
@@ -441,6 +462,8 @@ class Kafka:
             expected = known.last_sequence + 1 if epoch == known.epoch else 0
             if sequence != expected:
                 raise kafka_errors.OutOfOrderSequenceNumber
+        elif sequence > lowest:
+            raise kafka_errors.OutOfOrderSequenceNumber
         txn = None
         if transactional_id is not None:
             txn = self._ids[transactional_id].txn
@@ -449,6 +472,7 @@ class Kafka:
             log.begin(txn)
         if known is None or known.epoch != epoch:
             known = log.producers[pid] = _Known(epoch)
+        log.tried.pop(pid, None)
         first_offset = log.end
         for record in batch.records:
             record.topic, record.partition = place
@@ -495,7 +519,7 @@ class Batch:
     def __init__(self, bytes_max: int, now_ms: Callable[[], int]) -> None:
         self.records: list[Record] = []
         self._bytes_max = bytes_max
-        self._size = 61
+        self._size = BATCH_FRAME_BYTES
         self._is_closed = False
         self._now_ms = now_ms
 
@@ -505,7 +529,7 @@ class Batch:
         """Take a record; None where it is full, but the first one is always taken."""
         if self._is_closed:
             return None
-        size = _size_of(key, value, headers) + 21
+        size = _size_of(key, value, headers) + RECORD_FRAME_BYTES
         if self.records and self._size + size > self._bytes_max:
             self._is_closed = True
             return None
@@ -1177,6 +1201,77 @@ class Admin:
                 for number, log in enumerate(topic.logs)
             ],
         }
+
+    async def create_partitions(self, wanted: Mapping[str, Any], **_: Any) -> Any:
+        """Give topics more partitions, of which they then have `total_count`."""
+
+        def grow() -> Any:
+            errors = []
+            for name, new in wanted.items():
+                code = 0
+                try:
+                    self._kafka.grow(name, new.total_count)
+                except kafka_errors.KafkaError as error:
+                    code = error.errno
+                errors.append((name, code, None))
+            return SimpleNamespace(topic_errors=errors)
+
+        return await self._asked("grow", grow)
+
+    async def delete_records(
+        self, wanted: Mapping[TopicPartition, Any], **_: Any
+    ) -> dict[TopicPartition, int]:
+        """Cut the beginning off; returns where each partition begins now."""
+
+        def cut() -> dict[TopicPartition, int]:
+            for place, records in wanted.items():
+                self._kafka.cut_beginning(*place, records.before_offset)
+            return {place: self._kafka.log(place).start for place in wanted}
+
+        found: dict[TopicPartition, int] = await self._asked("cut", cut)
+        return found
+
+    async def describe_configs(self, resources: Sequence[Any], **_: Any) -> list[Any]:
+        """Topics' settings, those of the broker among them."""
+
+        def describe() -> list[Any]:
+            found = []
+            for resource in resources:
+                topic = self._kafka.topics.get(resource.name)
+                if topic is None:
+                    code = kafka_errors.UnknownTopicOrPartitionError.errno
+                    found.append((code, "unknown", resource.resource_type, resource.name, []))
+                    continue
+                entries = []
+                for name, default in TOPIC_CONFIGS.items():
+                    # Name, value, read only, source (1: the topic's own, 5: default), sensitive.
+                    value, source = (
+                        topic.configs.get(name, default),
+                        1 if name in topic.configs else 5,
+                    )
+                    entries.append((name, value, False, source, False, []))
+                found.append((0, None, resource.resource_type, resource.name, entries))
+            return [SimpleNamespace(resources=found)]
+
+        answer: list[Any] = await self._asked("configs", describe)
+        return answer
+
+    async def alter_configs(self, resources: Sequence[Any], **_: Any) -> list[Any]:
+        """Give topics other settings *in place of* all their own."""
+
+        def alter() -> list[Any]:
+            answers = []
+            for resource in resources:
+                topic, code = self._kafka.topics.get(resource.name), 0
+                if topic is None:
+                    code = kafka_errors.UnknownTopicOrPartitionError.errno
+                else:
+                    topic.configs = {name: str(value) for name, value in resource.configs.items()}
+                answers.append((code, None, resource.resource_type, resource.name))
+            return [SimpleNamespace(resources=answers)]
+
+        answer: list[Any] = await self._asked("alter", alter)
+        return answer
 
     async def describe_cluster(self) -> dict[str, Any]:
         """Which cluster it is."""
