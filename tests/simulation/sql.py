@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -402,6 +402,7 @@ def _insert(node: exp.Insert) -> Statement:
 
     def run(session: Session, args: Sequence[Any]) -> Answer:
         table, written = session.database.table(name), []
+        _known(table, [*names, *(column for column, _ in changes)])
         for row in values:
             env = Env(session, args, {})
             given = {
@@ -437,10 +438,13 @@ def _new_row(table: Table, given: Row, env: Env) -> Row:
             row[name] = table.count
         else:
             row[name] = None if column.default is None else column.default(env)
-    unknown = given.keys() - table.columns.keys()
-    if unknown:
-        raise asyncpg.UndefinedColumnError(f'column "{min(unknown)}" does not exist')
     return row
+
+
+def _known(table: Table, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise asyncpg.UndefinedColumnError(f'column "{name}" does not exist')
 
 
 def _update(node: exp.Update) -> Statement:
@@ -451,6 +455,7 @@ def _update(node: exp.Update) -> Statement:
 
     def run(session: Session, args: Sequence[Any]) -> Answer:
         table, written = session.database.table(name), []
+        _known(table, [column for column, _ in changes])
         for _, row in list(session.rows(name)):
             env = Env(session, args, {alias: row})
             if where is None or where(env):
