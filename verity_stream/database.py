@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
+from verity_stream.settings import StreamSettings
 from verity_stream.waiting import patiently
 
 logger = structlog.get_logger(__name__)
@@ -195,6 +196,32 @@ async def _open_pool(database: DatabaseSettings) -> Any:
         raise Misconfigured(
             f"VERITY_DATABASE__DSN is no Postgres address ({type(error).__name__})"
         ) from None
+
+
+class Pools(NamedTuple):
+    """A worker's pools: its own, and the one that its connectors are given."""
+
+    own: Any
+    connectors: Any
+
+
+async def open_pools(settings: StreamSettings) -> Pools:
+    """Connect a worker to Postgres and see to its migrations, as the settings say.
+
+    Raises:
+        Unavailable, Denied, Misconfigured: Nothing is left open.
+    """
+    database = settings.database
+    own = await create_pool(database, wait_seconds=settings.broker_wait_seconds)
+    try:
+        if settings.migrate == "apply":
+            await migrate(own)
+        else:
+            await require_migrations(own)
+        return Pools(own, await create_connector_pool(database))
+    except BaseException:
+        await close_pool(own)
+        raise
 
 
 async def close_pool(pool: Any) -> None:

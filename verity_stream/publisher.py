@@ -30,6 +30,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from verity_common.kafka import KafkaSettings, abandon
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
+from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.failpoints import passing
 from verity_stream.placement import partition_of_key
 from verity_stream.records import Headers, Offsets, Record
@@ -185,6 +186,7 @@ class KafkaPublisher:
             how long the page of a relay that died holds back committed readers.
         partitions: Topics with a number of partitions that is known, and not asked of the broker:
             whoever reads them uses the same number. (`topics.placed_partitions`)
+        clients: Makes the producer.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ class KafkaPublisher:
         transactional_id: str | None,
         transaction_timeout: timedelta,
         partitions: Mapping[str, int] = NOT_KNOWN,
+        clients: Clients = AIOKAFKA,
     ) -> None:
         self._is_transactional = transactional_id is not None
         # Beyond the transaction's own time-out nothing can succeed any more; the margin lets
@@ -212,6 +215,7 @@ class KafkaPublisher:
         else:
             options["transactional_id"] = transactional_id
             options["transaction_timeout_ms"] = int(transaction_timeout.total_seconds() * 1000)
+        self._clients = clients
         self._options = options
         self._producer: AIOKafkaProducer | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -220,7 +224,7 @@ class KafkaPublisher:
     async def start(self) -> None:
         """Connect, fence older producers and abort what they left open."""
         try:
-            self._producer = AIOKafkaProducer(**self._options)
+            self._producer = self._clients.producer(**self._options)
         except (RuntimeError, ValueError) as error:
             raise Misconfigured(f"VERITY_KAFKA__…: {error}") from error
         try:

@@ -16,7 +16,6 @@ the topic what became of that page.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -359,12 +358,13 @@ class Relay:
             return checkpoint_record(draft.origin, after, replace(summary, offsets=offsets))
 
         await self._outlet.open_topic(CHECKPOINTS_TOPIC)
-        began = time.monotonic()
+        time = asyncio.get_running_loop().time
+        began = time()
         try:
             await self._publisher.publish(
                 draft.page, seal, (CHECKPOINTS_TOPIC, after.connector_id.encode())
             )
-            self._status.commit_seconds.observe([time.monotonic() - began])
+            self._status.commit_seconds.observe([time() - began])
         except Fenced as error:
             # A transaction that the broker timed out looks the same; only the epoch can tell.
             await self._load(after.epoch)

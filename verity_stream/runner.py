@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 
 import structlog
@@ -22,13 +22,8 @@ from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.database import (
-    close_pool,
-    create_connector_pool,
-    create_pool,
-    migrate,
-    require_migrations,
-)
+from verity_stream.clients import AIOKAFKA, Clients
+from verity_stream.database import Pools, close_pool, open_pools
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.publisher import KafkaPublisher
@@ -42,8 +37,8 @@ from verity_stream.records import (
 from verity_stream.redaction import SECRETS
 from verity_stream.relay import Relay
 from verity_stream.settings import ConnectorSpec, StreamSettings
-from verity_stream.snapshots import publish_snapshot
-from verity_stream.source import source_of
+from verity_stream.snapshots import new_snapshot_id, publish_snapshot
+from verity_stream.source import Clock, source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import KafkaTopicReader
 from verity_stream.topics import Misshapen, Topics, placed_partitions
@@ -111,10 +106,30 @@ class ConnectorRunner:
     Args:
         settings: The worker's settings.
         specs: Every configured connector, whoever runs it.
+        clock: The present, aware UTC.
+        random: Spreads what would happen at the same time.
+        clients: Makes Kafka's clients.
+        open_pools: Connects to Postgres.
+        new_snapshot_id: Makes an id that no other snapshot has.
     """
 
-    def __init__(self, settings: StreamSettings, specs: Iterable[ConnectorSpec]) -> None:
+    def __init__(
+        self,
+        settings: StreamSettings,
+        specs: Iterable[ConnectorSpec],
+        *,
+        clock: Clock = utc_now,
+        random: Random | None = None,
+        clients: Clients = AIOKAFKA,
+        open_pools: Callable[[StreamSettings], Awaitable[Pools]] = open_pools,
+        new_snapshot_id: Callable[[], str] = new_snapshot_id,
+    ) -> None:
         self._settings = settings
+        self._clock = clock
+        self._random = Random() if random is None else random  # noqa: S311 - jitter
+        self._clients = clients
+        self._open_pools = open_pools
+        self._new_snapshot_id = new_snapshot_id
         self._connectors = [
             _Supervised(
                 spec,
@@ -122,8 +137,10 @@ class ConnectorRunner:
                 Status(
                     spec.connector_id,
                     spec.platform,
+                    state_since=clock(),
                     lookback_seconds=spec.lookback.total_seconds(),
                     poll_seconds=spec.options.poll_every.total_seconds(),
+                    clock=clock,
                 ),
             )
             for spec in specs
@@ -133,15 +150,15 @@ class ConnectorRunner:
         self._is_assigned = False
         self._pool: Any = None
         self._connector_pool: Any = None
-        self._topics = Topics(settings)
+        self._topics = Topics(settings, clients)
         self._reader = KafkaTopicReader(
-            settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
+            settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout, clients
         )
         self._store: PostgresCheckpoints | None = None
         self._operation: OperationStore | None = None
         self._is_database_down = False
         self._has_read_controls = False
-        self._summarised_at = self._reported_at = utc_now()
+        self._summarised_at = self._reported_at = clock()
         self._look_at_shapes_at = 0.0
         self._misshapen: str | None = None
 
@@ -152,12 +169,7 @@ class ConnectorRunner:
             Misconfigured, Denied, Unavailable: Nothing was started.
         """
         settings = self._settings
-        self._pool = await create_pool(settings.database, wait_seconds=settings.broker_wait_seconds)
-        self._connector_pool = await create_connector_pool(settings.database)
-        if settings.migrate == "apply":
-            await migrate(self._pool)
-        else:
-            await require_migrations(self._pool)
+        self._pool, self._connector_pool = await self._open_pools(settings)
         cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
         self._store = PostgresCheckpoints(self._pool, cluster)
         self._operation = OperationStore(self._pool, settings.worker_name)
@@ -185,7 +197,7 @@ class ConnectorRunner:
             partitions=sorted(partitions),
             connectors=[one.spec.connector_id for one in mine],
         )
-        now = utc_now()
+        now = self._clock()
         for one in mine:
             self._take_result(one, now)
             if one.task is None and one.status.state is State.STOPPED:
@@ -227,7 +239,7 @@ class ConnectorRunner:
             return
         await self._look_at_shapes()
         await self._read_controls()
-        now = utc_now()
+        now = self._clock()
         unwanted = []
         for one in self._connectors:
             self._take_result(one, now)
@@ -326,7 +338,7 @@ class ConnectorRunner:
                     connector,
                     spec.lookback,
                     self._limits(spec),
-                    utc_now,
+                    self._clock,
                     settings.page_bytes,
                 ),
                 self._publisher(f"verity.{spec.connector_id}"),
@@ -334,6 +346,7 @@ class ConnectorRunner:
                 self._reader,
                 self._topics.ensure,
                 one.status,
+                self._clock,
             )
             await one.relay.run()
         finally:
@@ -356,6 +369,7 @@ class ConnectorRunner:
             transactional_id=name if is_exact else None,
             transaction_timeout=self._settings.transaction_timeout,
             partitions=placed_partitions(self._settings),
+            clients=self._clients,
         )
 
     def _limits(self, spec: ConnectorSpec) -> Limits:
@@ -383,7 +397,8 @@ class ConnectorRunner:
         one.status.fenced_count += isinstance(error, Fenced)
         if isinstance(error, Misshapen):
             self._look_at_shapes_at = 0.0
-        state, delay = after_failure(error, one.failures, self._settings, random.random())  # noqa: S311 - jitter
+        jitter = self._random.random()
+        state, delay = after_failure(error, one.failures, self._settings, jitter)
         text = "cancelled" if error is None else SECRETS.hide(f"{type(error).__name__}: {error}")
         one.next_start_at = now + delay
         one.status.enter(state, error=text, next_try_at=one.next_start_at)
@@ -426,16 +441,22 @@ class ConnectorRunner:
             connector = self._construct(spec)
             await publisher.start()
             result = await publish_snapshot(
-                spec, self._settings, connector, publisher, self._limits(spec)
+                spec,
+                self._settings,
+                connector,
+                publisher,
+                self._limits(spec),
+                self._clock,
+                self._new_snapshot_id,
             )
-            await self._operation.snapshot_taken(spec.connector_id, result, utc_now())
+            await self._operation.snapshot_taken(spec.connector_id, result, self._clock())
         except Exception as error:  # noqa: BLE001 - a snapshot that fails must not stop the events
             logger.warning(
                 "snapshot.unpublished",
                 connector_id=spec.connector_id,
                 error=f"{type(error).__name__}: {error}",
             )
-            one.next_snapshot_at = utc_now() + self._settings.backoff_max
+            one.next_snapshot_at = self._clock() + self._settings.backoff_max
         finally:
             await publisher.close()
             await _close(connector)
@@ -484,7 +505,7 @@ class ConnectorRunner:
     async def _report(self) -> None:
         """Write changed statuses to Postgres, and all from time to time: a sign of life."""
         assert self._operation is not None  # noqa: S101 - start() comes first
-        is_alive = utc_now() - self._reported_at >= SIGN_OF_LIFE_EVERY
+        is_alive = self._clock() - self._reported_at >= SIGN_OF_LIFE_EVERY
         if is_alive:
             for one in self._connectors:
                 one.status.warning = warning_of(one.connector)
@@ -505,7 +526,7 @@ class ConnectorRunner:
         try:
             await self._operation.report(changed)
             if is_alive:
-                self._reported_at = utc_now()
+                self._reported_at = self._clock()
         except (Unavailable, Denied, Misconfigured) as error:
             for status in changed:
                 status.is_reported = False

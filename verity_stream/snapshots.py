@@ -9,7 +9,7 @@ partition, in order.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -42,6 +42,11 @@ UNPUBLISHABLE = "unpublishable"
 """The scope of the gap that says that grants were read and could not be published."""
 
 
+def new_snapshot_id() -> str:
+    """An id that no other snapshot has."""
+    return uuid.uuid4().hex
+
+
 @dataclass(slots=True)
 class SnapshotResult:
     """How a snapshot ended."""
@@ -71,6 +76,7 @@ async def publish_snapshot(
     publisher: Publisher,
     limits: Limits,
     clock: Clock = utc_now,
+    new_id: Callable[[], str] = new_snapshot_id,
 ) -> SnapshotResult:
     """Read the connector's permissions once and publish them.
 
@@ -81,7 +87,7 @@ async def publish_snapshot(
         publisher: Started; the caller closes it.
     """
     started_at = clock()
-    result = SnapshotResult(uuid.uuid4().hex, started_at)
+    result = SnapshotResult(new_id(), started_at)
     origin = Origin(spec.connector_id, spec.platform, format_utc(started_at))
     log = logger.bind(connector_id=spec.connector_id)
     about = {"connector_id": spec.connector_id, "platform": spec.platform}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -73,6 +73,7 @@ class Status:
     """One connector's state and counts since this worker took it over.
 
     Attributes:
+        clock: The present, aware UTC.
         page_count: Transactions committed.
         pass_count: Passes finished, with or without a page.
         repeat_count: Events dropped because they were published before.
@@ -119,6 +120,7 @@ class Status:
     other_cluster_count: int = 0
     lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
     commit_seconds: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
+    clock: Callable[[], datetime] = utc_now
 
     @property
     def progress(self) -> int:
@@ -130,7 +132,7 @@ class Status:
     ) -> None:
         """Change the state; an error stays shown until the connector is caught up again."""
         if state is not self.state:
-            self.state, self.state_since = state, utc_now()
+            self.state, self.state_since = state, self.clock()
         if error is not None:
             self.last_error = error
         elif state is State.CAUGHT_UP:

@@ -12,12 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
+from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
@@ -77,8 +78,10 @@ class KafkaTopicReader:
         kafka: KafkaSettings,
         checkpoint_partitions: int,
         transaction_timeout: timedelta = TRANSACTION_TIMEOUT,
+        clients: Clients = AIOKAFKA,
     ) -> None:
         self._kafka = kafka
+        self._clients = clients
         self._stall_seconds = (transaction_timeout + STALL_MARGIN).total_seconds()
         self._ends_seen_by = "read_uncommitted"
         self._checkpoint_partitions = checkpoint_partitions
@@ -102,7 +105,9 @@ class KafkaTopicReader:
 
         A topic that was made anew has other partitions: what stood in those that are gone is gone.
         """
-        counts = await partition_counts(self._kafka, start, ADMIN_SECONDS) if start else {}
+        counts: Mapping[str, int] = {}
+        if start:
+            counts = await partition_counts(self._kafka, start, ADMIN_SECONDS, self._clients)
         places: dict[TopicPartition, int | None] = {
             TopicPartition(topic, partition): offset
             for topic, offsets in start.items()
@@ -146,7 +151,7 @@ class KafkaTopicReader:
                     if not places:
                         return
                     consumer = await opened.enter_async_context(
-                        consumer_of(self._kafka, "read_committed")
+                        consumer_of(self._kafka, "read_committed", self._clients)
                     )
                     consumer.assign(list(places))
                     for place, offset in places.items():
@@ -199,7 +204,7 @@ class KafkaTopicReader:
 
     async def _ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
         """Where to stop: uncommitted it is the high watermark, committed the last stable offset."""
-        async with consumer_of(self._kafka, self._ends_seen_by) as consumer:
+        async with consumer_of(self._kafka, self._ends_seen_by, self._clients) as consumer:
             # Assigned first, the client learns all topics at once and not one after another.
             consumer.assign(places)
             ends: Mapping[Any, int] = await consumer.end_offsets(places)
@@ -207,9 +212,11 @@ class KafkaTopicReader:
 
 
 @asynccontextmanager
-async def consumer_of(kafka: KafkaSettings, isolation_level: str) -> AsyncIterator[Any]:
+async def consumer_of(
+    kafka: KafkaSettings, isolation_level: str, clients: Clients = AIOKAFKA
+) -> AsyncIterator[Any]:
     """A consumer without a group, started and stopped; assign it what it is to read."""
-    consumer = AIOKafkaConsumer(
+    consumer = clients.consumer(
         **kafka.client_options(),
         group_id=None,
         enable_auto_commit=False,
@@ -275,14 +282,16 @@ class CommittedReader(KafkaTopicReader):
 
 
 @asynccontextmanager
-async def kafka_admin(kafka: KafkaSettings, seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
+async def kafka_admin(
+    kafka: KafkaSettings, seconds: float, clients: Clients = AIOKAFKA
+) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client, started and closed; everything within takes at most `seconds`.
 
     Raises:
         Unavailable, Denied, Misconfigured: What Kafka's client raised, by who must act.
     """
     try:
-        admin = AIOKafkaAdminClient(**kafka.client_options())
+        admin = clients.admin(**kafka.client_options())
     except ValueError as error:
         raise Misconfigured(str(error)) from error
     try:
@@ -299,14 +308,14 @@ async def kafka_admin(kafka: KafkaSettings, seconds: float) -> AsyncIterator[AIO
 
 
 async def partition_counts(
-    kafka: KafkaSettings, topics: Iterable[str], seconds: float
+    kafka: KafkaSettings, topics: Iterable[str], seconds: float, clients: Clients = AIOKAFKA
 ) -> Mapping[str, int]:
     """How many partitions each of these topics has; those that do not exist are left out.
 
     Raises:
         Unavailable, Denied: As `kafka_admin`.
     """
-    async with kafka_admin(kafka, seconds) as admin:
+    async with kafka_admin(kafka, seconds, clients) as admin:
         # Asked for by name, a missing topic might be created by the broker, with its own settings.
         present = [name for name in await admin.list_topics() if name in set(topics)]
         described = await admin.describe_topics(present) if present else []

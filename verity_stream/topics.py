@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Misconfigured, Unavailable
+from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, IDS_TOPIC
 from verity_stream.settings import StreamSettings
@@ -56,7 +57,9 @@ def placed_partitions(settings: StreamSettings) -> dict[str, int]:
     return dict.fromkeys(placed_topics(settings), settings.checkpoint_partitions)
 
 
-async def made_whole(kafka: KafkaSettings, wanted: Mapping[str, NewTopic]) -> dict[str, int]:
+async def made_whole(
+    kafka: KafkaSettings, wanted: Mapping[str, NewTopic], clients: Clients = AIOKAFKA
+) -> dict[str, int]:
     """Create what is missing; return when all are whole: how many partitions each has.
 
     What exists is left as it is. Whole means that every partition has a leader: a consumer that
@@ -70,7 +73,7 @@ async def made_whole(kafka: KafkaSettings, wanted: Mapping[str, NewTopic]) -> di
     if not wanted:
         return {}
     try:
-        async with kafka_admin(kafka, ADMIN_SECONDS) as admin:
+        async with kafka_admin(kafka, ADMIN_SECONDS, clients) as admin:
             missing = sorted(wanted.keys() - set(await admin.list_topics()))
             if missing:
                 await _create(kafka, admin, [wanted[name] for name in missing])
@@ -150,7 +153,7 @@ def misshapen(settings: StreamSettings, counts: Mapping[str, int]) -> Misshapen 
     return Misshapen(advice)
 
 
-async def require_shape(settings: StreamSettings) -> None:
+async def require_shape(settings: StreamSettings, clients: Clients = AIOKAFKA) -> None:
     """Whether each of the placed topics that exist has the partitions that the settings say.
 
     One of another shape that holds no record is nobody's (a broker that creates topics by itself
@@ -166,7 +169,7 @@ async def require_shape(settings: StreamSettings) -> None:
         Denied, Unavailable: The broker did not let us look, or not in time.
     """
     names = placed_topics(settings)
-    async with kafka_admin(settings.kafka, ADMIN_SECONDS) as admin:
+    async with kafka_admin(settings.kafka, ADMIN_SECONDS, clients) as admin:
         while True:
             counts = await _partition_counts(admin, names)
             fault = misshapen(settings, counts)
@@ -177,7 +180,7 @@ async def require_shape(settings: StreamSettings) -> None:
                 for name, count in counts.items()
                 if count != settings.checkpoint_partitions
             }
-            if await _holds_records(settings.kafka, wrong):
+            if await _holds_records(settings.kafka, wrong, clients):
                 raise fault
             if await _partition_counts(admin, names) != counts:
                 continue
@@ -204,11 +207,11 @@ async def _delete(admin: AIOKafkaAdminClient, wrong: Mapping[str, int], fault: M
             )
 
 
-async def _holds_records(kafka: KafkaSettings, counts: Mapping[str, int]) -> bool:
+async def _holds_records(kafka: KafkaSettings, counts: Mapping[str, int], clients: Clients) -> bool:
     places = [
         TopicPartition(name, number) for name, count in counts.items() for number in range(count)
     ]
-    async with consumer_of(kafka, "read_uncommitted") as consumer:
+    async with consumer_of(kafka, "read_uncommitted", clients) as consumer:
         consumer.assign(places)
         begins = await consumer.beginning_offsets(places)
         ends = await consumer.end_offsets(places)
@@ -232,8 +235,9 @@ class Topics:
     compaction, so nothing here relies on that.
     """
 
-    def __init__(self, settings: StreamSettings) -> None:
+    def __init__(self, settings: StreamSettings, clients: Clients = AIOKAFKA) -> None:
         self._settings = settings
+        self._clients = clients
         self._placed = frozenset(placed_topics(settings))
         self._known: set[str] = set()
         self._counts: dict[str, int] = {}
@@ -252,15 +256,16 @@ class Topics:
         async with self._lock:
             wanted = {name: self._topic(name) for name in names - self._known}
             if self._placed & wanted.keys():
-                await require_shape(self._settings)
-            for name, count in (await made_whole(self._settings.kafka, wanted)).items():
+                await require_shape(self._settings, self._clients)
+            counts = await made_whole(self._settings.kafka, wanted, self._clients)
+            for name, count in counts.items():
                 self._say_count(name, count, wanted[name].num_partitions)
             self._known.update(wanted)
 
     async def require_shape(self) -> None:
         """As the function of this name."""
         async with self._lock:
-            await require_shape(self._settings)
+            await require_shape(self._settings, self._clients)
 
     def _say_count(self, name: str, count: int, wanted: int) -> None:
         """Say what partitions a topic has where nobody expects it."""
@@ -284,7 +289,7 @@ class Topics:
         Raises:
             Denied, Unavailable: As `ensure`.
         """
-        async with kafka_admin(self._settings.kafka, ADMIN_SECONDS) as admin:
+        async with kafka_admin(self._settings.kafka, ADMIN_SECONDS, self._clients) as admin:
             found: str | None = (await admin.describe_cluster()).get("cluster_id")
             return found
 

@@ -29,6 +29,7 @@ from workers import committed, eventually
 
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream import publisher as publisher_module
+from verity_stream.clients import Clients
 from verity_stream.placement import partition_for
 from verity_stream.publisher import BATCH_BYTES, KafkaPublisher, as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
@@ -401,14 +402,16 @@ async def test_a_transaction_timeout_above_the_brokers_names_the_setting(
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "snappy"])
-async def test_a_codec_that_is_not_installed_is_misconfigured(
-    monkeypatch: pytest.MonkeyPatch, codec: str
-) -> None:
+async def test_a_codec_that_is_not_installed_is_misconfigured(codec: str) -> None:
     def absent(**options: Any) -> None:
         raise RuntimeError(f"Compression library for {options['compression_type']} not found")
 
-    monkeypatch.setattr(publisher_module, "AIOKafkaProducer", absent)
-    one = publisher(kafka_settings("localhost:1", compression_type=codec), new_name())
+    one = KafkaPublisher(
+        kafka_settings("localhost:1", compression_type=codec),
+        transactional_id=new_name(),
+        transaction_timeout=timedelta(seconds=60),
+        clients=Clients(producer=absent),
+    )
     with pytest.raises(Misconfigured, match=f"VERITY_KAFKA__.*{codec}"):
         await one.start()
     await one.close()
