@@ -189,6 +189,8 @@ class Watermark:
     that filters strictly "after" would then lose it), so within the pass the watermark rests
     on the newest time that was left behind. Once the order is broken it stays until the end.
 
+    An event that is dated ahead moves nothing: what happens until then would be skipped.
+
     Args:
         since: The watermark before the pass; it never goes below this.
 
@@ -202,12 +204,14 @@ class Watermark:
         self._newest: datetime | None = None
         self.is_ascending = True
 
-    def pass_by(self, times: Sequence[datetime]) -> None:
-        """Take in the times of the next events.
+    def pass_by(self, times: Sequence[datetime], until: datetime | None = None) -> None:
+        """Take in the times of the next events, but for those later than `until`.
 
         Where they break the order, it stays where it was before them: what is out of order may
         have older company yet to come.
         """
+        if until is not None:
+            times = not_after(until, times)
         if not times:
             return
         passed = list(times) if self._newest is None else [self._newest, *times]
@@ -223,3 +227,10 @@ class Watermark:
         """The pass ended normally: everything up to the newest is out."""
         if self._newest is not None:
             self.rests_at = max(self.rests_at, self._newest)
+
+
+def not_after(until: datetime, times: Sequence[datetime]) -> Sequence[datetime]:
+    """The times that are not later than this."""
+    if not times or max(times) <= until:
+        return times
+    return [at for at in times if at <= until]

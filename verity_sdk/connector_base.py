@@ -97,12 +97,16 @@ class BaseConnector(ABC):
 
     Attributes:
         lookback: How far before the watermark the source may still deliver new events. The
-            stream application looks back by it; `run()`, which cannot tell a repeat, does not.
+            stream application asks from there and drops what it has published before; `run()`,
+            which can't tell a repeat, does not look back. Zero only for a source in which
+            nothing ever appears late.
         fetch_timeout: How long a pass may be silent before the stream application cuts it, where
             its own default is too short: for a request budget of an hour, say. None: the default.
     """
 
-    lookback: ClassVar[timedelta] = timedelta(0)
+    # Most sources show an event some seconds after its time; asking for a minute again costs
+    # little, and not asking loses what nobody notices.
+    lookback: ClassVar[timedelta] = timedelta(seconds=60)
     fetch_timeout: ClassVar[timedelta | None] = None
 
     # Class attributes, so that a subclass that forgets super().__init__() still has them.
@@ -127,10 +131,21 @@ class BaseConnector(ABC):
     # without being awaited, and only so does an override type-check.
     @abstractmethod
     def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
-        """Yield the audit events that occurred after `since`, oldest first; end when caught up.
+        """Yield the audit events of `since` and later, oldest first; end when caught up.
 
-        Write it as `async def` with `yield`. An event may be yielded again after a crash, with
-        the same id. That the generator is resumed does not mean that the event is published.
+        This is what `since` means, everywhere:
+
+        - Every event that the source shows and that occurred at `since` or later is yielded.
+          Those *at* `since` belong to it: others of the same time may have appeared after the
+          last pass, and whoever asks only for what is later never sees them. Where an API
+          filters strictly, ask it from a moment earlier.
+        - What was yielded before comes again then, with the same id. The stream application
+          drops it; `run()`, at least once, publishes it again.
+        - The stream application asks from `lookback` before the watermark, `run()` from exactly
+          the stored one. Neither is moved by an event that is dated ahead of the clock.
+
+        Write it as `async def` with `yield`. That the generator is resumed does not mean that the
+        event is published.
 
         Args:
             since: Aware UTC.
@@ -160,14 +175,15 @@ class BaseConnector(ABC):
            the source yields them, as a dict of its fields with `occurred_at` as text.
         2. The checkpoint never passes an event that Kafka has not acknowledged.
         3. Within a pass the checkpoint rests on a time that the source has left behind: the
-           newest one strictly before the newest. So a source that filters strictly "after"
-           never loses events that share their time with the last one before a crash.
+           newest one strictly before the newest. So even a source that filters strictly "after"
+           loses nothing in a crash that shares its time with the last one.
         4. The checkpoint never moves backwards within a pass, and never below where it was
            loaded. Once an event comes out older than one before it, which is warned of once a
            pass, it stays where it was written until the end of the pass. Should that pass
            fail, the next one is not asked for events that are older than what was written: a
            source that can't yield oldest first is a `PagedConnector`, for the worker.
-        5. A pass that ends normally leaves it at the newest `occurred_at`.
+        5. A pass that ends normally leaves it at the newest `occurred_at` that is not ahead of
+           the clock; an event that is dated ahead is published, at every pass until its time.
         6. Events are published, their acknowledgements awaited and the checkpoint written once
            for up to 1,000 events, and 1 s after the first that waits, also while the source is
            silent.
@@ -280,6 +296,18 @@ class BaseConnector(ABC):
         return connector_id
 
 
+def asked_since(last_ts: datetime, lookback: timedelta) -> datetime:
+    """What the stream application hands a plain connector as `since`.
+
+    Not before the first start's: nothing was published until then that could have late company.
+    """
+    try:
+        since = last_ts - lookback
+    except OverflowError:
+        since = datetime.min.replace(tzinfo=UTC)
+    return max(since, min(last_ts, FIRST_SINCE))
+
+
 class _Pass:
     """Publishing and checkpoints of one pass; the guarantees are those of `run()`."""
 
@@ -288,6 +316,7 @@ class _Pass:
         self._connector_id = connector._connector_id()
         self._watermark = Watermark(since)
         self._written = since
+        self._now = since
         self._must_stay = False
         self._topics: dict[str, str] = {}
         self._acks: list[tuple[str, asyncio.Future[Any]]] = []
@@ -411,7 +440,9 @@ class _Pass:
 
     def _pass_by(self, at: datetime, event_id: str) -> None:
         was_ascending = self._watermark.is_ascending
-        self._watermark.pass_by((at,))
+        if at > self._now:
+            self._now = datetime.now(UTC)
+        self._watermark.pass_by((at,), self._now)
         if was_ascending and not self._watermark.is_ascending:
             logger.warning(
                 "connector %s: event %r is older than one before it; the checkpoint stays at %s "

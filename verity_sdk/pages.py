@@ -141,11 +141,15 @@ class PagedConnector(BaseConnector):
     """A connector that yields pages; subclass it when the source has cursors or delivers late.
 
     Attributes:
+        lookback: How far before the watermark events may come again: so long ids are
+            remembered. Zero unless said otherwise: a cursor knows where to go on, and only its
+            author knows how far it reads again.
         settle: How far a pass stays behind now, because the source is not complete up to now.
         slice_max: The longest window that one request asks for; None where windows don't apply.
         retention: How far back the source serves events; None where it is unlimited or unknown.
     """
 
+    lookback: ClassVar[timedelta] = timedelta(0)
     settle: ClassVar[timedelta] = timedelta(0)
     slice_max: ClassVar[timedelta | None] = None
     retention: ClassVar[timedelta | None] = None

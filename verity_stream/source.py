@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from verity_sdk.chunks import Limits, Watermark, closing, filled
-from verity_sdk.connector_base import BaseConnector, RawEvent
+from verity_sdk.chunks import Limits, Watermark, closing, filled, not_after
+from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent, asked_since
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.times import as_utc
 from verity_stream.draft import Draft
@@ -82,11 +82,17 @@ class PlainSource:
         self._limits = limits
         self._clock = clock
         self._page_bytes = page_bytes
+        self._met_at = FIRST_SINCE
 
     async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass over `stream_audit_events(since)`."""
+        # What is dated later than this is ahead of what the source had shown, or happened during
+        # the pass: if it moved the watermark, what appears late would be passed by. It counts
+        # from the next pass on, also of a source that shows it only once.
+        began_at = self._clock()
+        met_before = self._met_at if self._met_at <= began_at else checkpoint.last_ts
         watermark = Watermark(checkpoint.last_ts)
-        since = earlier(checkpoint.last_ts, self._lookback)
+        since = asked_since(checkpoint.last_ts, self._lookback)
         stream = _called(self._connector.stream_audit_events, since)
         if inspect.isawaitable(stream):
             stream = _opened(stream)
@@ -94,15 +100,14 @@ class PlainSource:
         drafts = filled(stream, new, self._limits)
         async with closing(drafts):
             async for draft, is_last in drafts:
-                # A time in the future must not carry the watermark there: whatever happens
-                # until then would be skipped.
-                times, now = draft.times, self._clock()
-                if max(times, default=now) > now:
-                    times = [min(at, now) for at in times]
-                watermark.pass_by(times)
+                watermark.pass_by(draft.times, began_at)
+                met = not_after(self._clock(), draft.times)
+                self._met_at = max(self._met_at, max(met, default=self._met_at))
+                last_ts = watermark.rests_at
                 if is_last:
                     watermark.finish()
-                yield RelayPage(draft, watermark.rests_at)
+                    last_ts = max(watermark.rests_at, met_before)
+                yield RelayPage(draft, last_ts)
 
 
 class _Pages:
@@ -166,6 +171,7 @@ class PagedSource:
     async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass over `fetch_pages(position)`."""
         position = Position(since=checkpoint.last_ts, cursor=checkpoint.cursor)
+        began_at = self._clock()  # As with a plain source, what is dated later moves nothing.
         last_ts, complete_through = checkpoint.last_ts, checkpoint.complete_through
         stream = _called(self._connector.fetch_pages, position)
 
@@ -181,11 +187,13 @@ class PagedSource:
                     continue
                 self._warn_of_size(checkpoint.connector_id, pages.largest_bytes)
                 # A connector that knows how far it is complete says so; of another the
-                # newest time is the best there is, and never one in the future.
-                reached = max(pages.draft.times, default=last_ts)
+                # newest time is the best there is.
+                reached = max(not_after(began_at, pages.draft.times), default=last_ts)
                 if pages.complete_through is not None:
-                    reached = complete_through = pages.complete_through
-                last_ts = max(last_ts, min(reached, self._clock()))
+                    # Nobody can know it of what is still to come.
+                    complete_through = min(pages.complete_through, self._clock())
+                    reached = min(complete_through, began_at)
+                last_ts = max(last_ts, reached)
                 yield RelayPage(pages.draft, last_ts, pages.cursor, complete_through)
 
     def _warn_of_size(self, connector_id: str, size_bytes: int) -> None:

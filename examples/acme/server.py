@@ -2,7 +2,7 @@
 
 | request | answer |
 | --- | --- |
-| `GET /log?after=TIME&limit=N[&cursor=C]` | log entries after the time, oldest first |
+| `GET /log?from=TIME&limit=N[&cursor=C]` | log entries of the time and later, oldest first |
 | `GET /members` | who may do what on which board |
 
 Both answer `{"items": […], "next": cursor or null}` to `Authorization: Bearer open-sesame`. The
@@ -29,9 +29,9 @@ def answer(platform: dict[str, Any], path: str, query: dict[str, str]) -> dict[s
         return {"items": platform["members"], "next": None}
     if path != "/log":
         return None
-    after = datetime.fromisoformat(query["after"])
+    from_at = datetime.fromisoformat(query["from"])
     entries = sorted(
-        (entry for entry in platform["log"] if _at(entry) > after),
+        (entry for entry in platform["log"] if _at(entry) >= from_at),
         key=lambda entry: (_at(entry), entry["id"]),
     )
     start = int(query.get("cursor", 0))

@@ -188,6 +188,31 @@ async def test_nothing_newer_is_no_write(producer: Producer) -> None:
     assert pool.written == []
 
 
+async def test_what_is_dated_ahead_of_the_clock_moves_no_checkpoint(
+    producer: Producer, pool: Pool
+) -> None:
+    """All that happens until then would be passed by; it is published, and the order holds."""
+    ahead = event(9, datetime.now(UTC) + timedelta(hours=1))
+    far = event(8, datetime(9999, 1, 1, tzinfo=UTC))
+    await Connector([far, event(1), ahead, event(2)], producer, pool).run()
+    assert [value["event_id"] for _, value in producer.sent] == ["e8", "e1", "e9", "e2"]
+    assert pool.written == [at(2)]
+
+
+async def test_what_happens_during_the_pass_moves_the_checkpoint(
+    producer: Producer, pool: Pool
+) -> None:
+    class Now(Connector):
+        async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
+            for number in range(3):
+                self.events.append(datetime.now(UTC))
+                yield event(number, self.events[-1])
+
+    connector = Now([], producer, pool)
+    await connector.run()
+    assert pool.last_ts == connector.events[-1]
+
+
 async def test_a_failing_query_starts_in_2000_and_warns(
     producer: Producer, pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -101,7 +101,8 @@ async def test_a_second_pass_publishes_what_was_added(example: Any, platform: An
     platform.file.write_text(json.dumps(data))
     await connector.run()
     sent = [call.kwargs["value"]["event_id"] for call in producer.send.call_args_list]
-    assert sent == ["a-1", "a-2", "a-3", "a-4", "a-5"]
+    # What happened at the checkpoint itself is asked for again: it may have got company.
+    assert sent == ["a-1", "a-2", "a-3", "a-4", "a-4", "a-5"]
     assert rows == {"acme-1": datetime(2026, 3, 3, tzinfo=UTC)}
 
 

@@ -7,21 +7,24 @@ import gc
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
 import pytest
 import structlog.testing
-from drafts import ListPage, new_draft
-from hypothesis import given
+from drafts import ListPage, new_draft, outlet
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verity_sdk import chunks as chunks_module
 from verity_sdk.chunks import Limits, Watermark, chunked, filled
-from verity_sdk.connector_base import BaseConnector, RawEvent
+from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
+from verity_stream.draft import Draft
 from verity_stream.records import (
     GAPS_TOPIC,
     Checkpoint,
@@ -439,12 +442,160 @@ async def test_an_async_function_that_returns_an_iterator_works_too() -> None:
     assert ids_of(page) == ["e1"]
 
 
-async def test_a_time_in_the_future_does_not_carry_the_watermark_there() -> None:
-    far = event(1, occurred_at=datetime(9999, 1, 1, tzinfo=UTC))
+FAR = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Ticking:
+    """A clock that the test moves, and sources that move it while they are read."""
+
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    async def advance(self, seconds: float = 60) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+async def test_a_time_in_the_future_does_not_move_the_watermark() -> None:
+    """Not even to now: what a sane event has not reached may still appear."""
+    far = event(1, occurred_at=FAR)
     (page,) = await pages_of(Plain(far))
-    assert page.last_ts == NOW
+    assert page.last_ts == at(10)
     (page,) = await pages_of(Paged(Page([far], {"next": 1})))
-    assert page.last_ts == NOW
+    assert page.last_ts == at(10)
+
+
+@pytest.mark.parametrize("far_stands_at", range(4))
+async def test_what_is_dated_ahead_leaves_the_sane_times_their_say(far_stands_at: int) -> None:
+    events = [event(number, 11 + number) for number in range(3)]
+    events.insert(far_stands_at, event("far", occurred_at=FAR))
+    pages = await pages_of(Plain(*events))
+    assert [page.last_ts for page in pages][-1] == at(13)
+    pages = await pages_of(Paged(*(Page([one], {"next": 1}) for one in events)))
+    assert [page.last_ts for page in pages][-1] == at(13)
+
+
+async def test_what_happens_during_a_pass_moves_the_watermark_in_the_next_one() -> None:
+    """A pass looks at a source when it begins: what appears late meanwhile is no part of it."""
+    clock = Ticking()
+    before, during = event(1, occurred_at=NOW), event(2, occurred_at=NOW + timedelta(seconds=30))
+    for connector in (
+        Plain(before, clock.advance, during),
+        Paged(Page([before], {"next": 1}), clock.advance, Page([during], {"next": 2})),
+    ):
+        clock.now = NOW
+        source: Any = source_of(connector, timedelta(0), Limits(1, LONG), clock)
+        first = [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        assert first[-1] == NOW
+        second = [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        assert second[-1] == during.occurred_at
+
+
+async def test_a_source_that_shows_what_happens_only_once_moves_its_watermark_too() -> None:
+    """It is a pass late, but the window of ids does not grow for ever."""
+    clock = Ticking()
+
+    class Heartbeat(Plain):
+        async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
+            await clock.advance(1)
+            yield event(clock().isoformat(), occurred_at=clock())
+
+    source: Any = source_of(Heartbeat(), timedelta(0), Limits(9, LONG), clock)
+    rests = []
+    for _ in range(4):
+        rests += [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+    assert rests == [at(10), *(NOW + timedelta(seconds=one) for one in (1, 2, 3))]
+
+
+async def test_complete_through_is_never_ahead_of_the_clock() -> None:
+    (page,) = await pages_of(Paged(Page([event(1, 11)], {"next": 1}, FAR)))
+    assert (page.last_ts, page.complete_through) == (NOW, NOW)
+
+
+@pytest.mark.parametrize(
+    ("last_ts", "lookback", "since"),
+    [
+        (FIRST_SINCE, 60, FIRST_SINCE),
+        (FIRST_SINCE + timedelta(seconds=9), 60, FIRST_SINCE),
+        (at(70), 60, at(10)),
+        (at(70), 0, at(70)),
+        (FIRST_SINCE - timedelta(seconds=9), 60, FIRST_SINCE - timedelta(seconds=9)),
+    ],
+)
+async def test_a_plain_source_is_asked_from_its_lookback_on(
+    last_ts: datetime, lookback: int, since: datetime
+) -> None:
+    """The first start asks from the year 2000, as specified: before it nothing was published."""
+    plain = Plain()
+    source: Any = source_of(plain, timedelta(seconds=lookback), Limits(9, LONG), lambda: NOW)
+    assert [_ async for _ in source.pages(replace(CHECKPOINT, last_ts=last_ts), new_draft())]
+    assert plain.asked == [since]
+
+
+class Late(Plain):
+    """Shows an event some seconds after its time, and takes its time to show all of them."""
+
+    def __init__(
+        self, truth: list[tuple[RawEvent, datetime]], clock: Ticking, is_strict: bool, slow: float
+    ) -> None:
+        super().__init__()
+        self.truth, self.clock, self.is_strict, self.slow = truth, clock, is_strict, slow
+
+    async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
+        looked_at = self.clock()
+        shown = [
+            one
+            for one, visible_at in self.truth
+            if visible_at <= looked_at
+            and (one.occurred_at > since or (one.occurred_at == since and not self.is_strict))
+        ]
+        for one in sorted(shown, key=lambda one: (one.occurred_at, one.event_id)):
+            await self.clock.advance(self.slow)
+            yield one
+
+
+@settings(deadline=None, max_examples=60)  # Each is dozens of passes.
+@given(
+    happened=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 4)), min_size=1, max_size=30),
+    ahead=st.lists(st.integers(0, 60), max_size=2),
+    is_strict=st.booleans(),
+    slow=st.sampled_from([0, 0.1, 1, 3]),
+    every=st.integers(1, 20),
+)
+def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
+    happened: list[tuple[int, int]], ahead: list[int], is_strict: bool, slow: float, every: int
+) -> None:
+    """Lateness is at most the lookback; whole seconds, so that many share their time."""
+    lookback = timedelta(seconds=5)
+    clock = Ticking(START)
+    truth = [
+        (event(number, second), at(second + late)) for number, (second, late) in enumerate(happened)
+    ]
+    truth += [(event(f"ahead-{one}", one + 3600), at(one)) for one in set(ahead)]
+    source: Any = source_of(Late(truth, clock, is_strict, slow), lookback, Limits(4, LONG), clock)
+    window = SeenWindow(10_000)
+    checkpoint = Checkpoint("acme-1", 0, 1, START - timedelta(seconds=10))
+    published: list[str] = []
+
+    async def one_pass() -> None:
+        nonlocal checkpoint
+        drafts: Any = partial(Draft, outlet("acme-1", window))
+        async for page in source.pages(checkpoint, drafts):
+            newest_at = max(page.draft.fresh_times, default=checkpoint.last_ts)
+            published.extend(page.draft.ids)
+            window.remember(page.draft.ids, newest_at, {})
+            checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.last_ts))
+            window.forget_before(earlier(checkpoint.last_ts, lookback))
+
+    async def scenario() -> None:
+        while clock() < at(80):
+            await one_pass()
+            await clock.advance(every)
+
+    asyncio.run(scenario())
+    assert sorted(published) == sorted(one.event_id for one, _ in truth)
 
 
 async def test_what_is_no_event_is_set_apart_with_the_reason() -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from verity_sdk.chunks import Watermark, closing
-from verity_sdk.connector_base import BaseConnector, RawEvent
+from verity_sdk.chunks import Watermark, closing, not_after
+from verity_sdk.connector_base import BaseConnector, RawEvent, asked_since
 from verity_sdk.errors import Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
 from verity_sdk.testing.source import SourceUnderTest, declared
@@ -149,26 +149,26 @@ class Collector:
         return self._plain(connector)
 
     async def _paged(self, connector: PagedConnector) -> AsyncIterator[tuple[Page, datetime]]:
+        began_at = self.source.now()
         pages = connector.fetch_pages(self.state.position())
         async with closing(pages):
             async for page in pages:
                 times = [as_utc(event.occurred_at) for event in page.events]
-                reached = max(times, default=self.state.last_ts)
+                reached = max(not_after(began_at, times), default=self.state.last_ts)
                 if page.complete_through is not None:
-                    reached = as_utc(page.complete_through)
-                yield page, max(self.state.last_ts, min(reached, self.source.now()))
+                    reached = min(as_utc(page.complete_through), began_at)
+                yield page, max(self.state.last_ts, reached)
 
     async def _plain(self, connector: BaseConnector) -> AsyncIterator[tuple[Page, datetime]]:
         lookback = declared(self.source, connector, "lookback") or timedelta(0)
-        watermark = Watermark(self.state.last_ts)
-        stream: Any = connector.stream_audit_events(_earlier(self.state.last_ts, lookback))
+        watermark, began_at = Watermark(self.state.last_ts), self.source.now()
+        stream: Any = connector.stream_audit_events(asked_since(self.state.last_ts, lookback))
         if inspect.isawaitable(stream):
             stream = await stream
         waiting: list[RawEvent] = []
 
         def page(*, is_last: bool) -> tuple[Page, datetime]:
-            now = self.source.now()
-            watermark.pass_by([min(as_utc(event.occurred_at), now) for event in waiting])
+            watermark.pass_by([as_utc(event.occurred_at) for event in waiting], began_at)
             if is_last:
                 watermark.finish()
             return Page(tuple(waiting), cursor={}), watermark.rests_at

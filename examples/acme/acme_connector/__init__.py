@@ -12,7 +12,6 @@ from pydantic import BaseModel, SecretStr
 from verity_sdk import (
     BaseConnector,
     Denied,
-    Malformed,
     PermissionSnapshot,
     RawEvent,
     Unavailable,
@@ -40,8 +39,8 @@ class AcmeConnector(BaseConnector):
 
     # Acme lists its log oldest first. That is what the checkpoint relies on: see the SDK.
     async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
-        """Yield what happened after `since`, following the API from page to page."""
-        query: dict[str, Any] | None = {"after": format_utc(since), "limit": PAGE_EVENTS}
+        """Yield what happened at `since` and later, following the API from page to page."""
+        query: dict[str, Any] | None = {"from": format_utc(since), "limit": PAGE_EVENTS}
         async with self._client() as client:
             while query is not None:
                 page = await _get(client, "/log", query)
@@ -98,4 +97,4 @@ async def _get(client: httpx.AsyncClient, path: str, query: dict[str, Any]) -> A
     try:
         return response.json()
     except ValueError as error:
-        raise Malformed(f"Acme's answer to {path} is no JSON") from error
+        raise Unavailable(f"Acme's answer to {path} is no JSON") from error
