@@ -27,6 +27,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import against
 from benchmarks.bench import Bench, connected
 from benchmarks.contestants import CONTESTANTS, Contestant, Measured
 from benchmarks.extras import EXTRAS, Figure
@@ -58,6 +59,13 @@ def main() -> int:
         console.width = WIDTH
     try:
         with _stack() as (stack, settings):
+            if options.against:
+                console.print(f"[bold]{_command()}[/bold]\n{_machine(stack)}")
+                names = options.only or against.COMPARED
+                comparing = against.compare(
+                    settings, options.against, names, options.rounds, options.events, console
+                )
+                return 0 if asyncio.run(comparing) else 1
             asyncio.run(_measure(stack, settings, options, console))
     except StackError as error:
         print(error, file=sys.stderr)
@@ -76,10 +84,25 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--profile", action="store_true", help="instead: one pass of the relay under cProfile"
     )
+    parser.add_argument(
+        "--against",
+        type=_checkout,
+        metavar="DIRECTORY",
+        help="instead: this code against that of a checkout, in turns, and that against itself",
+    )
     options = parser.parse_args()
+    if options.against and set(options.only or ()) & {*EXTRAS, "java"}:
+        parser.error("only what runs in one process can be compared")
     if options.rounds < 1 or options.events < 1000:
         parser.error("at least 1 round of 1,000 events")
     return options
+
+
+def _checkout(text: str) -> Path:
+    directory = Path(text).resolve()
+    if not (directory / "benchmarks" / "contestants.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no checkout of this project")
+    return directory
 
 
 @contextmanager
