@@ -27,6 +27,7 @@ from verity_sdk.times import format_utc
 PAGE = 2000
 GATHERED = 10_000
 """So many futures are outstanding at most in the loop that gathers."""
+MARKER_SECONDS_MAX = 10.0
 JAVA_SECONDS = 120
 PAYLOADS = 10_000
 """Java picks its records at random from so many of ours."""
@@ -75,7 +76,11 @@ class _Clock:
 
 
 async def _check(bench: Bench, topic: str, measured: Measured) -> Measured:
-    found = await bench.committed_count(topic)
+    """See that all is there; a commit is answered before its markers stand in all partitions."""
+    deadline = time.monotonic() + MARKER_SECONDS_MAX
+    while (found := await bench.committed_count(topic)) < measured.event_count:
+        if time.monotonic() > deadline:
+            break
     if found != measured.event_count:
         raise RuntimeError(f"{topic}: {found} records, expected {measured.event_count}")
     return measured
