@@ -45,7 +45,7 @@ def outlet(
 ) -> Outlet:
     return Outlet(
         NoPublisher(),  # type: ignore[arg-type]
-        window or SeenWindow(1_000_000),
+        SeenWindow(1_000_000) if window is None else window,
         EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX, platform),
         _nothing,
         lambda: Origin(connector_id, "acme", "2026-02-03T04:05:06.000007Z"),
