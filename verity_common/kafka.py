@@ -110,6 +110,14 @@ class KafkaSettings(BaseModel):
             ) from error
 
 
+def insync_replicas(replication_factor: int) -> int:
+    """The `min.insync.replicas` of a topic: more than half, yet one of three may be away.
+
+    With the broker's default of 1 a record is acknowledged that one broker alone has.
+    """
+    return max(1, (replication_factor + 1) // 2)
+
+
 @asynccontextmanager
 async def create_producer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaProducer]:
     """A started producer that writes values as JSON, for `async with`.
@@ -175,7 +183,9 @@ async def create_topic(settings: KafkaSettings, topic: str) -> None:
             await admin.start()
             if topic in await admin.list_topics():
                 return
-            created = NewTopic(topic, settings.event_partitions, settings.replication_factor)
+            replication = settings.replication_factor
+            configs = {"min.insync.replicas": str(insync_replicas(replication))}
+            created = NewTopic(topic, settings.event_partitions, replication, topic_configs=configs)
             answer = await admin.create_topics([created])
     except TimeoutError as error:
         raise KafkaTimeoutError(f"topic {topic} could not be created in time") from error

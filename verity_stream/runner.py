@@ -41,7 +41,7 @@ from verity_stream.snapshots import new_snapshot_id, publish_snapshot
 from verity_stream.source import Clock, source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import KafkaTopicReader
-from verity_stream.topics import Misshapen, Topics, placed_partitions
+from verity_stream.topics import Misshapen, Topics, placed_partitions, worker_topics
 from verity_stream.waiting import patiently
 
 logger = structlog.get_logger(__name__)
@@ -178,6 +178,7 @@ class ConnectorRunner:
         for platform in platforms:
             names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
         await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
+        await self._topics.warn_of_differences(worker_topics(settings, platforms))
 
     def hold(self) -> None:
         """Start nothing until the next `assign`; what runs goes on."""

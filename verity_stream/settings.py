@@ -66,7 +66,18 @@ class StreamSettings(VerityConfig):
         "block the connectors, or take them over into this one, as after a move.",
     )
 
-    checkpoint_partitions: int = Field(24, ge=1, le=1000)
+    checkpoint_partitions: int = Field(
+        24,
+        ge=1,
+        le=1000,
+        description="Of the topics of checkpoints and ids, for good; at least twice the most "
+        "workers.",
+    )
+    dead_letter_retention: Duration | None = Field(
+        None,
+        description="How long dead letters are kept, where the topic is created; for ever if not "
+        "given: each is the only copy of something that was not published.",
+    )
 
     page_events: int = Field(
         8000, ge=1, le=100_000, description="Small pages are coalesced up to this many events."

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from verity_common.kafka import KafkaSettings
-from verity_sdk.errors import Misconfigured, Unavailable
+from verity_common.kafka import KafkaSettings, insync_replicas
+from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.publisher import as_verity_error
-from verity_stream.records import CHECKPOINTS_TOPIC, IDS_TOPIC
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    IDS_TOPIC,
+    dead_topic,
+    permissions_topic,
+    raw_topic,
+)
 from verity_stream.settings import StreamSettings
 from verity_stream.topic_reader import consumer_of, kafka_admin
 
@@ -28,6 +37,9 @@ logger = structlog.get_logger(__name__)
 
 ADMIN_SECONDS = 30.0
 POLL_SECONDS = 0.1
+POLICY_CODES = frozenset(
+    {kafka_errors.PolicyViolationError.errno, kafka_errors.InvalidConfigurationError.errno}
+)
 GONE_POLLS_MAX = 20
 """A deleted topic that is listed for longer was made anew by the broker, and is deleted again."""
 
@@ -42,6 +54,20 @@ CHECKPOINTS_CONFIG = {
 }
 
 
+GAPS_CONFIG = {
+    "cleanup.policy": "delete",
+    # For ever: with the cluster's retention a recorded loss would become "complete".
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+}
+
+OPTIONAL_CONFIGS = frozenset({"segment.bytes", "segment.ms", "min.cleanable.dirty.ratio"})
+"""What makes a topic cheaper, not another one: clusters may forbid it, and it is not checked."""
+
+PRODUCTION_BROKERS = 3
+"""A cluster of so many brokers is meant to survive the loss of one."""
+
+
 def changelog_topic(settings: StreamSettings) -> str:
     """The changelog of the mirrored checkpoints, as Faust names it."""
     return f"{settings.app_id}-{CHECKPOINTS_TABLE}-changelog"
@@ -50,6 +76,46 @@ def changelog_topic(settings: StreamSettings) -> str:
 def placed_topics(settings: StreamSettings) -> tuple[str, ...]:
     """The topics whose partitions are the places of connectors."""
     return (CHECKPOINTS_TOPIC, changelog_topic(settings), IDS_TOPIC)
+
+
+def worker_topics(settings: StreamSettings, platforms: Iterable[str]) -> set[str]:
+    """All topics of a worker that serves these platforms."""
+    names = {*placed_topics(settings), GAPS_TOPIC}
+    for platform in platforms:
+        names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
+    return names
+
+
+def new_topic(settings: StreamSettings, name: str) -> NewTopic:
+    """A topic as it is created, and as it should be found: what is left out is the cluster's."""
+    kafka, partitions = settings.kafka, settings.kafka.event_partitions
+    config: dict[str, str] = {}
+    if name in placed_topics(settings):
+        config, partitions = CHECKPOINTS_CONFIG, settings.checkpoint_partitions
+    elif name == GAPS_TOPIC:
+        config = GAPS_CONFIG
+    elif name.startswith(dead_topic("")):
+        config = GAPS_CONFIG
+        if settings.dead_letter_retention is not None:
+            kept_ms = settings.dead_letter_retention // timedelta(milliseconds=1)
+            config = GAPS_CONFIG | {"retention.ms": str(kept_ms)}
+    replication = kafka.replication_factor
+    config = config | {"min.insync.replicas": str(insync_replicas(replication))}
+    return NewTopic(name, partitions, replication, topic_configs=config)
+
+
+async def check_creatable(
+    settings: StreamSettings, admin: AIOKafkaAdminClient, names: Iterable[str]
+) -> None:
+    """Whether those of these topics that are missing could be created; creates none.
+
+    Raises:
+        Denied, Misconfigured, Unavailable: As `made_whole`.
+    """
+    missing = sorted(set(names) - set(await admin.list_topics()))
+    if missing:
+        topics = [new_topic(settings, name) for name in missing]
+        await _create(settings.kafka, admin, topics, is_tried_only=True)
 
 
 def placed_partitions(settings: StreamSettings) -> dict[str, int]:
@@ -87,19 +153,54 @@ async def made_whole(
 
 
 async def _create(
-    kafka: KafkaSettings, admin: AIOKafkaAdminClient, topics: Sequence[NewTopic]
+    kafka: KafkaSettings,
+    admin: AIOKafkaAdminClient,
+    topics: Sequence[NewTopic],
+    *,
+    is_tried_only: bool = False,
 ) -> None:
-    answer = await admin.create_topics(topics)
-    for name, code, *message in answer.topic_errors:
+    answer = await admin.create_topics(topics, validate_only=is_tried_only)
+    refused = {name for name, code, *_ in answer.topic_errors if code in POLICY_CODES}
+    if any(topic.topic_configs.keys() & OPTIONAL_CONFIGS for topic in topics) and refused:
+        # A cluster that forbids small segments, say: the topic is the same without them.
+        plainer = [
+            NewTopic(
+                topic.name,
+                topic.num_partitions,
+                topic.replication_factor,
+                topic_configs={
+                    key: value
+                    for key, value in topic.topic_configs.items()
+                    if key not in OPTIONAL_CONFIGS
+                },
+            )
+            for topic in topics
+            if topic.name in refused
+        ]
+        _check_created(kafka, [one for one in answer.topic_errors if one[0] not in refused])
+        answer = await admin.create_topics(plainer, validate_only=is_tried_only)
+    _check_created(kafka, answer.topic_errors)
+    if not is_tried_only:
+        logger.info("topics.created", topics=sorted(topic.name for topic in topics))
+
+
+def _check_created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> None:
+    for name, code, *message in outcomes:
         error = kafka_errors.for_code(code)
         if error is kafka_errors.NoError:
-            logger.info("topics.created", topic=name)
-        elif error is kafka_errors.InvalidReplicationFactorError:
+            continue
+        if error is kafka_errors.InvalidReplicationFactorError:
             raise Misconfigured(
                 f"VERITY_KAFKA__REPLICATION_FACTOR={kafka.replication_factor}: "
                 f"{message[0] if message else 'the cluster has fewer brokers'}"
             )
-        elif error is not kafka_errors.TopicAlreadyExistsError:
+        if code in POLICY_CODES:
+            why = message[0] if message else code
+            raise Misconfigured(
+                f"the cluster's policy refuses the topic {name} ({why}): create it by hand "
+                "(docs/operating.md, The topics)"
+            )
+        if error is not kafka_errors.TopicAlreadyExistsError:
             raise as_verity_error(error(f"creating topic {name}: {message}"))
 
 
@@ -190,7 +291,7 @@ async def require_shape(settings: StreamSettings, clients: Clients = AIOKAFKA) -
                     break
                 await asyncio.sleep(POLL_SECONDS)
             # At once: a broker that creates topics by itself would do so at the next request.
-            topics = [checkpoints_topic(settings, name) for name in wrong]
+            topics = [new_topic(settings, name) for name in wrong]
             await _create(settings.kafka, admin, topics)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -218,14 +319,65 @@ async def _holds_records(kafka: KafkaSettings, counts: Mapping[str, int], client
     return any(begins[place] < ends[place] for place in places)
 
 
-def checkpoints_topic(settings: StreamSettings, name: str = CHECKPOINTS_TOPIC) -> NewTopic:
-    """The checkpoints topic, or another of its kind: compacted, as many partitions."""
-    return NewTopic(
-        name,
-        settings.checkpoint_partitions,
-        settings.kafka.replication_factor,
-        topic_configs=CHECKPOINTS_CONFIG,
-    )
+async def differences(
+    settings: StreamSettings, names: Iterable[str], clients: Clients = AIOKAFKA
+) -> list[str]:
+    """Where the topics that exist are not as they should be: topic, setting, found and wanted.
+
+    Nothing of it keeps a worker from working; it is what makes records disappear, or a broker's
+    loss into a loss of records.
+
+    Raises:
+        Denied, Unavailable: The broker did not let us look, or not in time.
+    """
+    kafka = settings.kafka
+    wanted = {name: new_topic(settings, name) for name in names}
+    found = []
+    async with kafka_admin(kafka, ADMIN_SECONDS, clients) as admin:
+        brokers = len((await admin.describe_cluster())["brokers"])
+        described = [one for one in await admin.describe_topics() if one["topic"] in wanted]
+        configs = await _configs(admin, [one["topic"] for one in described])
+    if kafka.replication_factor == 1 and brokers >= PRODUCTION_BROKERS:
+        found.append(
+            f"VERITY_KAFKA__REPLICATION_FACTOR is 1 on a cluster of {brokers} brokers, wanted 3: "
+            "what is published is gone with its broker"
+        )
+    for one in sorted(described, key=lambda one: str(one["topic"])):
+        name = one["topic"]
+        replicas = min((len(part["replicas"]) for part in one["partitions"]), default=0)
+        if 0 < replicas < kafka.replication_factor:
+            found.append(
+                f"{name}: replication factor is {replicas}, wanted {kafka.replication_factor}"
+            )
+        for setting, value in wanted[name].topic_configs.items():
+            held = configs.get(name, {}).get(setting)
+            if (
+                held is not None
+                and setting not in OPTIONAL_CONFIGS
+                and _differs(setting, held, value)
+            ):
+                found.append(f"{name}: {setting} is {held}, wanted {value}")
+    return found
+
+
+def _differs(setting: str, found: str, wanted: str) -> bool:
+    # More than is wanted is somebody's choice, and safer.
+    return int(found) < int(wanted) if setting == "min.insync.replicas" else found != wanted
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The settings of these topics; without those that we may not see."""
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    found = {}
+    for response in await admin.describe_configs(resources):
+        for code, message, _, name, entries in response.resources:
+            if code:
+                logger.info("topics.settings_not_seen", topic=name, error=message or code)
+            else:
+                found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
 
 
 class Topics:
@@ -254,13 +406,23 @@ class Topics:
         if self._known.issuperset(names):
             return
         async with self._lock:
-            wanted = {name: self._topic(name) for name in names - self._known}
+            wanted = {name: new_topic(self._settings, name) for name in names - self._known}
             if self._placed & wanted.keys():
                 await require_shape(self._settings, self._clients)
             counts = await made_whole(self._settings.kafka, wanted, self._clients)
             for name, count in counts.items():
                 self._say_count(name, count, wanted[name].num_partitions)
             self._known.update(wanted)
+
+    async def warn_of_differences(self, names: Iterable[str]) -> None:
+        """Say once what makes records of these topics disappear; it stops nothing."""
+        try:
+            found = await differences(self._settings, names, self._clients)
+        except (Denied, Unavailable) as error:
+            logger.warning("topics.not_checked", error=str(error))
+            return
+        if found:
+            logger.warning("topics.settings_differ", differences=found)
 
     async def require_shape(self) -> None:
         """As the function of this name."""
@@ -276,12 +438,6 @@ class Topics:
             logger.warning("topics.partitions_changed", topic=name, before=before, after=count)
         elif before is None and count != wanted:
             logger.info("topics.other_partitions", topic=name, partitions=count, setting=wanted)
-
-    def _topic(self, name: str) -> NewTopic:
-        kafka = self._settings.kafka
-        if name in self._placed:
-            return checkpoints_topic(self._settings, name)
-        return NewTopic(name, kafka.event_partitions, kafka.replication_factor)
 
     async def cluster_id(self) -> str | None:
         """The id of the Kafka cluster, which it got when it was formatted.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,19 @@ from contract.streams import kafka_settings, new_name, stream_settings
 from stack_fixtures import StackFactory
 from workers import eventually
 
+from verity_common.kafka import insync_replicas
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream import topics as topics_module
-from verity_stream.records import CHECKPOINTS_TOPIC
-from verity_stream.topics import Misshapen, Topics
+from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, dead_topic, raw_topic
+from verity_stream.settings import StreamSettings
+from verity_stream.topics import (
+    Misshapen,
+    Topics,
+    differences,
+    new_topic,
+    placed_topics,
+    worker_topics,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -162,6 +172,11 @@ async def test_other_topics_take_any_number_of_partitions_and_it_is_said(
     with structlog.testing.capture_logs() as logs:
         await topics.ensure({name})
         await admin.create_partitions({name: NewPartitions(7)})
+
+        async def has_grown() -> bool:
+            return await partitions(admin, name) == 7
+
+        await eventually(has_grown, 10)
         topics.forget()
         await topics.ensure({name})
         topics.forget()
@@ -171,6 +186,109 @@ async def test_other_topics_take_any_number_of_partitions_and_it_is_said(
         "topics.partitions_changed",
     ]
     assert (logs[1]["before"], logs[1]["after"]) == (5, 7)
+
+
+async def test_what_must_not_disappear_is_kept_for_ever(
+    make_stack: StackFactory,
+) -> None:
+    """The broker's own retention made "complete" of a recorded loss, after a week."""
+    stack = make_stack(kafka_settings={"log.retention.ms": "1000", "log.retention.bytes": "1000"})
+    server = (await asyncio.to_thread(stack.up, environ={})).bootstrap_servers
+    settings = stream_settings(server, dead_letter_retention="90d")
+    names = worker_topics(settings, ["p"])
+    await Topics(settings).ensure(names)
+    admin = AIOKafkaAdminClient(bootstrap_servers=server)
+    await admin.start()
+    try:
+        held = {name: await config(admin, name) for name in names}
+        gaps = held[GAPS_TOPIC]
+        assert (gaps["retention.ms"], gaps["retention.bytes"]) == ("-1", "-1")
+        assert held[dead_topic("p")]["retention.ms"] == str(90 * 86_400_000)
+        assert held[raw_topic("p")]["retention.ms"] == "1000", "is the operator's"
+        for name in placed_topics(settings):
+            assert held[name]["cleanup.policy"] == "compact"
+        assert {one["min.insync.replicas"] for one in held.values()} == {"1"}
+        assert await differences(settings, names) == []
+    finally:
+        await admin.close()
+
+
+async def test_what_differs_is_said_once_with_topic_setting_found_and_wanted(
+    bootstrap_servers: str, admin: Any, placed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, gaps = placed[0], new_name()
+    dead = dead_topic(new_name())
+    monkeypatch.setattr(topics_module, "GAPS_TOPIC", gaps)
+    await admin.create_topics(
+        [
+            NewTopic(gaps, 1, 1, topic_configs={"retention.ms": "604800000"}),
+            NewTopic(dead, 1, 1, topic_configs={"retention.ms": "-1", "retention.bytes": "5000"}),
+            NewTopic(checkpoints, 24, 1, topic_configs={"cleanup.policy": "compact,delete"}),
+        ]
+    )
+    # As many brokers as the session's stack has: three of them are too dear for this.
+    monkeypatch.setattr(topics_module, "PRODUCTION_BROKERS", 1)
+    settings = stream_settings(bootstrap_servers)
+    with structlog.testing.capture_logs() as logs:
+        await Topics(settings).warn_of_differences([checkpoints, gaps, dead, new_name()])
+    (said,) = logs
+    assert (said["event"], said["log_level"]) == ("topics.settings_differ", "warning")
+    first, *others = said["differences"]
+    assert first.startswith("VERITY_KAFKA__REPLICATION_FACTOR is 1 on a cluster of 1 brokers")
+    assert sorted(others) == sorted(
+        [
+            f"{checkpoints}: cleanup.policy is compact,delete, wanted compact",
+            f"{gaps}: retention.ms is 604800000, wanted -1",
+            f"{dead}: retention.bytes is 5000, wanted -1",
+        ]
+    )
+
+
+async def test_less_replication_than_wanted_differs(bootstrap_servers: str, admin: Any) -> None:
+    name = new_name()
+    await create_by_hand(admin, **{name: 1})
+    kafka = kafka_settings(bootstrap_servers, replication_factor=3)
+    found = await differences(stream_settings(bootstrap_servers, kafka=kafka), [name])
+    assert found == [
+        f"{name}: replication factor is 1, wanted 3",
+        f"{name}: min.insync.replicas is 1, wanted 2",
+    ]
+
+
+@pytest.mark.parametrize(("replicas", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+def test_one_of_three_replicas_may_be_away(replicas: int, expected: int) -> None:
+    assert insync_replicas(replicas) == expected
+
+
+class PoliticalAdmin:
+    """A cluster whose policy refuses topics with certain settings, as Confluent Cloud's does."""
+
+    def __init__(self, *forbidden: str) -> None:
+        self.forbidden, self.created = set(forbidden), dict[str, Any]()
+
+    async def create_topics(self, topics: Any, validate_only: bool = False) -> Any:
+        errors = []
+        for topic in topics:
+            bad = self.forbidden & topic.topic_configs.keys()
+            errors.append((topic.name, 44 if bad else 0, f"{bad} not permitted"))
+            if not bad:
+                self.created[topic.name] = topic.topic_configs
+        return SimpleNamespace(topic_errors=errors)
+
+
+async def test_where_small_segments_are_forbidden_topics_are_made_without() -> None:
+    settings = StreamSettings()
+    topics = [new_topic(settings, name) for name in (CHECKPOINTS_TOPIC, GAPS_TOPIC)]
+    admin: Any = PoliticalAdmin("segment.bytes")
+    await topics_module._create(settings.kafka, admin, topics)
+    assert admin.created[CHECKPOINTS_TOPIC] == {
+        "cleanup.policy": "compact",
+        "min.insync.replicas": "1",
+    }
+    assert admin.created[GAPS_TOPIC]["retention.ms"] == "-1"
+    for forbidden in ("cleanup.policy", "min.insync.replicas"):
+        with pytest.raises(Misconfigured, match=f"policy refuses.*{forbidden}.*by hand"):
+            await topics_module._create(settings.kafka, PoliticalAdmin(forbidden), topics)  # type: ignore[arg-type]  # a fake
 
 
 async def test_workers_that_start_together_create_once(bootstrap_servers: str, admin: Any) -> None:

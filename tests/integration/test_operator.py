@@ -184,20 +184,15 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
         bench, *complete, "2025-12-31T00:00:00Z", code=5
     )
     # Configured and never published, with a secret that is not here: it is waited for.
-    config = Path(bench.environment["VERITY_CONFIG"])
-    config.write_text(
-        config.read_text()
-        + """
-[connectors.never-published]
-type = "test_operated"
-platform = "test"
-token = "env:VERITY_TEST_NOWHERE"
-"""
+    bench.configure(
+        source=operated(bench),
+        other=operated(bench),
+        never=operated(bench, token="env:VERITY_TEST_NOWHERE"),
     )
     await verity(bench, *complete, "2026-01-01T01:20:00Z")
     others = ("complete", "--platform", "test", "--at", "2026-01-01T01:20:00Z")
     (answer,) = await verity_json(bench, *others, code=3)
-    assert "never-published" in answer["waiting_for"]
+    assert bench.id("never") in answer["waiting_for"]
 
 
 async def test_a_rewind_needs_a_pause_replays_and_leaves_a_trace(bench: Bench) -> None:

@@ -22,7 +22,6 @@ from verity_stream.database import (
     database_errors,
     missing_migrations,
 )
-from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.redaction import SECRETS
 from verity_stream.runner import PublishedByTheRelay
 from verity_stream.settings import (
@@ -31,7 +30,14 @@ from verity_stream.settings import (
     load_connectors,
     load_settings,
 )
-from verity_stream.topic_reader import kafka_admin
+from verity_stream.topic_reader import kafka_admin, partition_counts
+from verity_stream.topics import (
+    check_creatable,
+    differences,
+    misshapen,
+    placed_topics,
+    worker_topics,
+)
 
 CONFIGURATION = 2
 UNREACHABLE = 1
@@ -43,6 +49,7 @@ class Findings:
     """What is right and what is wrong, in the order in which it was looked at."""
 
     good: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, where: str, error: BaseException) -> None:
@@ -87,7 +94,8 @@ def check(context: click.Context, offline: bool, seconds: float) -> None:
 
     Validates the environment and verity.toml, then connects to Kafka and Postgres, looks for
     missing migrations, constructs every connector and lets it check its source. Changes nothing.
-    Every fault is one line; none hides another.
+    Every fault is one line; none hides another. A warning is about topics that lose records in
+    time, or with a broker; workers start all the same.
 
     Exit codes: 0 fine, 1 something can't be reached or refuses, 2 the configuration is wrong.
     """
@@ -98,6 +106,8 @@ def check(context: click.Context, offline: bool, seconds: float) -> None:
         asyncio.run(_connect(settings, specs, seconds, findings))
     for line in findings.good:
         click.echo(f"ok     {SECRETS.hide(line)}")
+    for line in findings.warnings:
+        click.echo(f"warn   {SECRETS.hide(line)}", err=True)
     for _, line in findings.faults:
         click.echo(f"fault  {SECRETS.hide(line)}", err=True)
     if settings is None and not offline:
@@ -140,7 +150,7 @@ async def _connect(
     try:
         of_connectors = [Findings() for _ in specs]
         await asyncio.gather(
-            _check_kafka(settings, seconds, kafka),
+            _check_kafka(settings, specs, seconds, kafka),
             _check_database(settings, database),
             *(
                 _check_connector(spec, for_connectors, seconds, found)
@@ -151,20 +161,23 @@ async def _connect(
         await close_pool(for_connectors)
     for found in (kafka, database, *of_connectors):
         findings.good += found.good
+        findings.warnings += found.warnings
         findings.faults += found.faults
 
 
-async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findings) -> None:
+async def _check_kafka(
+    settings: StreamSettings, specs: Sequence[ConnectorSpec], seconds: float, findings: Findings
+) -> None:
     kafka = settings.kafka
     where = f"Kafka {kafka.bootstrap_servers}: "
     try:
         async with kafka_admin(kafka, seconds) as admin:
             cluster = await admin.describe_cluster()
-            topics = await admin.list_topics()
-            partitions: int | None = None
-            if CHECKPOINTS_TOPIC in topics:
-                (described,) = await admin.describe_topics([CHECKPOINTS_TOPIC])
-                partitions = len(described["partitions"])
+            names = worker_topics(settings, {spec.platform for spec in specs})
+            if kafka.replication_factor <= len(cluster["brokers"]):
+                await check_creatable(settings, admin, names)
+        counts = await partition_counts(kafka, placed_topics(settings), seconds)
+        findings.warnings += await differences(settings, names)
     except VerityError as error:
         findings.add(where, error)
         return
@@ -177,14 +190,8 @@ async def _check_kafka(settings: StreamSettings, seconds: float, findings: Findi
                 f"cluster's brokers: {brokers}"
             ),
         )
-    if partitions not in (None, settings.checkpoint_partitions):
-        findings.add(
-            where,
-            Misconfigured(
-                f"VERITY_CHECKPOINT_PARTITIONS={settings.checkpoint_partitions}, but "
-                f"{CHECKPOINTS_TOPIC} has {partitions} partitions"
-            ),
-        )
+    if (fault := misshapen(settings, counts)) is not None:
+        findings.add(where, fault)
     if not findings.faults:
         findings.good.append(f"{where}answers, brokers: {brokers}")
 
