@@ -21,7 +21,7 @@ import orjson
 from verity_sdk.chunks import Limits, Watermark, chunked, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
 from verity_sdk.times import as_utc, format_utc
-from verity_sdk.values import altered_header, hides_a_number, plain, publishable, shown
+from verity_sdk.values import altered_header, has_null, hides_a_number, plain, publishable, shown
 
 logger = logging.getLogger(__name__)
 
@@ -555,7 +555,7 @@ def _is_json(event: RawEvent) -> bool:
         data = orjson.dumps([texts, event.raw_payload])
     except TypeError:
         return False
-    return not hides_a_number(data, event.raw_payload)
+    return not (has_null(data) and hides_a_number(event.raw_payload))
 
 
 def _described(error: BaseException) -> str:

@@ -34,6 +34,7 @@ from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_sdk.values import (
     altered_header,
     dumps,
+    has_null,
     hides_a_number,
     publishable,
     readable,
@@ -103,6 +104,8 @@ something of it could not be written as it is.
 There is one for every event; a tuple with names takes seven times as long to make."""
 
 _EVENT_TEXTS = ("event_id", "principal_ref", "asset_ref", "operation")
+_PAYLOAD_FROM = 135
+"""No payload begins before, in an event's JSON: so long are the names and the time before it."""
 _GRANT_TEXTS = ("principal_ref", "asset_ref", "privilege", "grant_mechanism")
 
 
@@ -129,8 +132,7 @@ class EventEncoder:
         self._partition_by = partition_by
         self._key_of = attrgetter(partition_by)
         self._record_bytes_max = record_bytes_max
-        self._platform = platform
-        self._topics: dict[str, str] = {}
+        self._topics = _Topics(platform)
         self._has_warned = False
 
     def encode(self, event: Any) -> EncodedEvent:
@@ -144,48 +146,43 @@ class EventEncoder:
         if not isinstance(event, RawEvent):
             raise Malformed(f"the connector yielded a {type(event).__name__}, not a RawEvent")
         try:
-            platform, at, payload = event.platform, event.occurred_at, event.raw_payload
-            topic = self._topics.get(platform) or self._topic(platform)
+            platform, identity, at = event.platform, event.event_id, event.occurred_at
+            principal_ref, asset_ref = event.principal_ref, event.asset_ref
+            operation, payload = event.operation, event.raw_payload
+            topic = self._topics[platform]
             if not (isinstance(at, datetime) and at.tzinfo is UTC):
                 at = self._utc(at)
-            identity, principal_ref = event.event_id, event.principal_ref
-            asset_ref, operation = event.asset_ref, event.operation
-            altered: bytes | None = None
-            value = b""
-            if type(identity) is type(principal_ref) is type(asset_ref) is type(operation) is str:
-                # A list of fields rather than orjson's own dataclass support, which leaves out
-                # microseconds of 0 and cannot write naive times as UTC.
-                body = {
-                    "platform": platform,
-                    "event_id": identity,
-                    # orjson writes it as format_utc does, in a tenth of the time.
-                    "occurred_at": at if at.microsecond else format_utc(at),
-                    "principal_ref": principal_ref,
-                    "asset_ref": asset_ref,
-                    "operation": operation,
-                    "raw_payload": payload,
-                }
-                try:
-                    value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
-                    if b"null" in value and hides_a_number(value, payload):
-                        value = b""
-                except TypeError:
-                    pass  # The slow way makes something of everything.
-            if value:
+            # A list of fields rather than orjson's own dataclass support, which leaves out
+            # microseconds of 0 and cannot write naive times as UTC.
+            body = {
+                "platform": platform,
+                "event_id": identity,
+                # orjson writes it as format_utc does, in a tenth of the time.
+                "occurred_at": at if at.microsecond else format_utc(at),
+                "principal_ref": principal_ref,
+                "asset_ref": asset_ref,
+                "operation": operation,
+                "raw_payload": payload,
+            }
+            altered = None
+            try:
+                if not (
+                    type(identity)
+                    is type(principal_ref)
+                    is type(asset_ref)
+                    is type(operation)
+                    is str
+                ):
+                    raise TypeError("not all of it is text")
+                value = orjson.dumps(body, option=orjson.OPT_UTC_Z)
+                if has_null(value, _PAYLOAD_FROM) and hides_a_number(payload):
+                    raise TypeError("NaN would be null")
                 key = self._key_of(event).encode()
-            else:
+            except TypeError:
                 fields, pointers = publishable(event, _EVENT_TEXTS)
                 identity, key = fields["event_id"], fields[self._partition_by].encode()
-                value = orjson.dumps(
-                    {
-                        "platform": platform,
-                        "event_id": identity,
-                        "occurred_at": format_utc(at),
-                        **fields,
-                    }
-                )
-                if pointers:
-                    altered = altered_header(pointers)
+                value = orjson.dumps({**body, "occurred_at": format_utc(at), **fields})
+                altered = altered_header(pointers) if pointers else None
         except Malformed:
             raise
         except Exception as error:
@@ -196,7 +193,9 @@ class EventEncoder:
         if not identity:
             raise Malformed("the event has no event_id")
         id_header = identity.encode()
-        size = len(value) + len(key) + len(id_header) + len(altered or b"")
+        size = len(value) + len(key) + len(id_header)
+        if altered is not None:
+            size += len(altered)
         if size > self._record_bytes_max:
             raise Malformed(
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
@@ -212,14 +211,26 @@ class EventEncoder:
             logger.warning("source.naive_time", connector_id=self._connector_id, taken_as="UTC")
         return utc
 
-    def _topic(self, platform: Any) -> str:
+
+class _Topics(dict[str, str]):
+    """The raw topic of each platform that an event may be of.
+
+    Args:
+        declared: The only one, where there is one.
+    """
+
+    def __init__(self, declared: str | None) -> None:
+        super().__init__()
+        self._declared = declared
+
+    def __missing__(self, platform: Any) -> str:
         if not (isinstance(platform, str) and is_valid_name(platform)):
             raise Malformed("platform can't be part of a topic's name")
-        if self._platform is not None and platform != self._platform:
+        if self._declared is not None and platform != self._declared:
             raise Malformed(
-                f"the event is of platform {platform!r}, and the connector of {self._platform!r}"
+                f"the event is of platform {platform!r}, and the connector of {self._declared!r}"
             )
-        topic = self._topics[platform] = raw_topic(str.__str__(platform))
+        topic = self[platform] = raw_topic(str.__str__(platform))
         return topic
 
 
