@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -13,9 +14,12 @@ from verity_test_connectors import sequence
 from workers import Bench, Worker, eventually
 
 from verity_stream.placement import partition_for
+from verity_stream.runner import FENCED_RETRY
 
 pytestmark = pytest.mark.stack
 
+PLATFORM = "test"
+"""What the connectors' class declares."""
 COUNT = 3000
 """Events of a source: 10 every 100 ms, so 30 s of them, and a page every 300 ms."""
 
@@ -29,7 +33,7 @@ def configure(bench: Bench, number: int) -> list[str]:
             break
     bench.configure(
         **{
-            name: {"type": "test_paged", "platform": f"{bench.name}.{name}", "count": COUNT,
+            name: {"type": "test_paged", "platform": PLATFORM, "count": COUNT,
                    "page": 10, "page_seconds": 0.1, "snapshot_every": 86400, "poll_every": "300ms"}
             for name in names.values()
         }
@@ -118,9 +122,8 @@ async def test_what_stays_with_its_worker_runs_on_through_a_join_and_a_leave(
 
 
 async def assert_exactly_once(bench: Bench, name: str) -> None:
-    platform = f"{bench.name}.{name}"
-    found = sorted(one["event_id"] for one in await bench.events(name, platform=platform))
-    assert found == [one.event_id for one in sequence(platform, COUNT)], bench.logs()
+    found = sorted(one["event_id"] for one in await bench.events(name, platform=PLATFORM))
+    assert found == [one.event_id for one in sequence(PLATFORM, COUNT)], bench.logs()
 
 
 async def longest_pause(bench: Bench, name: str) -> timedelta:
@@ -160,3 +163,33 @@ async def test_exactly_once_by_exactly_one_through_rebalances_and_kills(bench: B
     # Whoever believes to be the owner is the only one.
     parts = [assigned(worker) for worker in workers]
     assert sorted(itertools.chain(*parts)) == sorted(map(bench.id, names))
+
+
+async def test_a_worker_that_wakes_up_after_its_session_does_not_fight(bench: Bench) -> None:
+    """What was taken over meanwhile starts once more at most: where the new assignment has it."""
+    names = configure(bench, 6)
+    frozen, other = bench.worker(), bench.worker()
+    await shared(bench, [frozen, other], names)
+    await running(bench, names)
+    taken = [name for name in names if bench.id(name) in assigned(frozen)]
+    before = await epochs(bench, names)
+    frozen.signal(signal.SIGSTOP)
+    await shared(bench, [other], names)
+
+    async def are_taken_over() -> bool:
+        now = await epochs(bench, names)
+        return all(now[name] > before[name] for name in taken)
+
+    await eventually(are_taken_over, 60, bench.logs)
+    meanwhile = await epochs(bench, names)
+    frozen.signal(signal.SIGCONT)
+    await shared(bench, [frozen, other], names)
+    await running(bench, names, await versions(bench, names))
+    # Longer than a relay waits after a fencing: whoever meant to start again has done so.
+    await asyncio.sleep(FENCED_RETRY.total_seconds() + 1)
+    after = await epochs(bench, names)
+    for name in names:
+        assert after[name] <= meanwhile[name] + 1, bench.logs()
+    for name in names:
+        await bench.wait_for_state(name, "caught_up", 90)
+        await assert_exactly_once(bench, name)
