@@ -926,6 +926,7 @@ class Consumer:
         self._reset = options.get("auto_offset_reset", "latest")
         self._request_seconds = options.get("request_timeout_ms", 40_000) / 1000
         self._at: dict[TopicPartition, int | None] = {}
+        self._stable: dict[TopicPartition, int] = {}
         self._fetching: asyncio.Future[Any] | None = None
 
     async def start(self) -> None:
@@ -1007,6 +1008,11 @@ class Consumer:
         except TimeoutError:
             raise kafka_errors.KafkaTimeoutError(what) from None
 
+    def last_stable_offset(self, place: TopicPartition) -> int | None:
+        """As the last answer had it; -1 where nobody asks, None before anything was read."""
+        self._assigned([place])
+        return self._stable.get(place) if self._is_committed else -1
+
     async def end_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """The last stable offsets; read uncommitted, the high watermarks."""
         wanted = sorted(places)
@@ -1062,7 +1068,8 @@ class Consumer:
                 return {}  # It goes on in the background.
         fetching, self._fetching = self._fetching, None
         found: dict[TopicPartition, list[Record]] = {}
-        for place, before, after, records in fetching.result():
+        for place, before, after, stable, records in fetching.result():
+            self._stable[place] = stable
             if place in wanted and self._at.get(place) == before:
                 self._at[place] = after
                 if records:
@@ -1073,9 +1080,9 @@ class Consumer:
 
     def _fetch(
         self, at: Mapping[TopicPartition, int], max_records: int | None
-    ) -> list[tuple[TopicPartition, int, int | None, list[Record]]]:
-        """Of each place: where it was read from, where to go on, and the records."""
-        found: list[tuple[TopicPartition, int, int | None, list[Record]]] = []
+    ) -> list[tuple[TopicPartition, int, int | None, int, list[Record]]]:
+        """Of each place: where it was read from, where to go on, what is stable, the records."""
+        found: list[tuple[TopicPartition, int, int | None, int, list[Record]]] = []
         left = RECORDS_MAX if max_records is None else max_records
         for place, position in at.items():
             try:
@@ -1087,7 +1094,7 @@ class Consumer:
             if not log.start <= position <= log.end:
                 if self._reset == "none":
                     raise kafka_errors.OffsetOutOfRangeError({place: position})
-                found.append((place, position, None, []))  # Reset, as it says.
+                found.append((place, position, None, log.last_stable, []))  # Reset, as it says.
                 continue
             end = self._end_of(log)
             after, records = max(position, end), []
@@ -1100,7 +1107,7 @@ class Consumer:
                     if not left:
                         after = record.offset + 1
                         break
-            found.append((place, position, after, records))
+            found.append((place, position, after, log.last_stable, records))
         return found
 
 
@@ -1225,7 +1232,7 @@ class Admin:
 
         def cut() -> dict[TopicPartition, int]:
             for place, records in wanted.items():
-                self._kafka.cut_beginning(*place, records.before_offset)
+                self._kafka.cut_beginning(place.topic, place.partition, records.before_offset)
             return {place: self._kafka.log(place).start for place in wanted}
 
         found: dict[TopicPartition, int] = await self._asked("cut", cut)
@@ -1235,14 +1242,14 @@ class Admin:
         """Topics' settings, those of the broker among them."""
 
         def describe() -> list[Any]:
-            found = []
+            found: list[Any] = []
             for resource in resources:
                 topic = self._kafka.topics.get(resource.name)
                 if topic is None:
                     code = kafka_errors.UnknownTopicOrPartitionError.errno
                     found.append((code, "unknown", resource.resource_type, resource.name, []))
                     continue
-                entries = []
+                entries: list[Any] = []
                 for name, default in TOPIC_CONFIGS.items():
                     # Name, value, read only, source (1: the topic's own, 5: default), sensitive.
                     value, source = (
