@@ -26,25 +26,39 @@ COMMAND_SECONDS = 30.0
 POOL_SIZE_MAX = 10
 
 
-# Triggers: what the migrations' functions do, each modelled after the text with this digest.
+# Triggers: what the migrations' functions do, each modelled after texts with these digests.
 
 
-def _checkpoint_edited(session: Session, before: Row | None, after: Row) -> None:
-    """Whoever moves the position without raising the version is an operator: that is an edit."""
+def _time_edited(session: Session, before: Row | None, after: Row) -> None:
+    """Whoever moves the time without raising the version is an operator: that is an edit."""
     assert before is not None
-    if after["version"] != before["version"] or after["last_ts"] == before["last_ts"]:
-        return
+    if after["version"] == before["version"] and after["last_ts"] != before["last_ts"]:
+        after["cursor"] = None
+        _edit(session, before, after, ("last_ts", "version"))
+
+
+def _position_edited(session: Session, before: Row | None, after: Row) -> None:
+    """The same of time or cursor; a cursor that was written is kept."""
+    assert before is not None
+    moved = [name for name in ("last_ts", "cursor") if after[name] != before[name]]
+    if after["version"] == before["version"] and moved:
+        if "cursor" not in moved:
+            after["cursor"] = None
+        _edit(session, before, after, ("last_ts", "cursor", "version"))
+
+
+def _edit(session: Session, before: Row, after: Row, told: Sequence[str]) -> None:
     after["version"] = before["version"] + 1
-    after["cursor"] = after["complete_through"] = after["seen"] = None
+    after["complete_through"] = after["seen"] = None
     after["updated_at"] = session.now
-    told = {
-        "before": {name: _jsonable(before[name]) for name in ("last_ts", "cursor", "version")},
-        "after": {name: _jsonable(after[name]) for name in ("last_ts", "version")},
-    }
     session.run(
         "INSERT INTO connector_audit (connector_id, action, before, after) "
         "VALUES ($1, 'edit', $2, $3)",
-        (after["connector_id"], told["before"], told["after"]),
+        (
+            after["connector_id"],
+            {name: _jsonable(before[name]) for name in ("last_ts", "cursor", "version")},
+            {name: _jsonable(after[name]) for name in told},
+        ),
     )
 
 
@@ -74,15 +88,15 @@ def _error_reported(session: Session, _: Row | None, after: Row) -> None:
         session.delete(table, row)
 
 
-TRIGGERS: Mapping[str, tuple[str, str, Callable[..., None], str]] = {
+TRIGGERS: Mapping[str, tuple[str, str, Mapping[str, Callable[..., None]]]] = {
     "verity_checkpoint_edited": (
         "before_update",
         "connector_checkpoints",
-        _checkpoint_edited,
-        "7d60fb25",
+        {"7d60fb25": _time_edited, "cd24ef49": _position_edited},
     ),
-    "verity_error_reported": ("after_write", "connector_status", _error_reported, "fab25161"),
+    "verity_error_reported": ("after_write", "connector_status", {"fab25161": _error_reported}),
 }
+"""When and where each fires, and what its function does, by the digest of the function's text."""
 
 
 def _digests() -> dict[str, str]:
@@ -99,12 +113,13 @@ def _schema() -> Database:
     """The tables as the migrations make them, empty."""
     digests = _digests()
 
-    def wire_up(name: str) -> Callable[[Database], None]:
-        when, table, trigger, digest = TRIGGERS[name]
-        if digests.get(name) != digest:
+    def modelled(name: str) -> Callable[[Database], None]:
+        when, table, versions = TRIGGERS[name]
+        if digests.get(name) not in versions:
             raise NotImplementedError(
                 f"the function {name} has changed ({digests.get(name)}): change its model, too"
             )
+        trigger = versions[digests[name]]
 
         def create(database: Database) -> None:
             getattr(database, when).setdefault(table, []).append(trigger)
@@ -113,7 +128,7 @@ def _schema() -> Database:
 
     database = Database(lambda: BEGIN)
     for _, text in migrations():
-        migrate(database, text, {name: wire_up(name) for name in TRIGGERS})
+        migrate(database, text, {name: modelled(name) for name in TRIGGERS})
     return database
 
 

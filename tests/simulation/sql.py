@@ -44,12 +44,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its type's name, and what it is where nobody says."""
+    """A column: its type's name, what it is where nobody says, and what it must be."""
 
     name: str
     kind: str
     default: Evaluate | None = None
     is_required: bool = False
+    check: Evaluate | None = None
 
 
 @dataclass
@@ -207,6 +208,10 @@ class Session:
                     )
             else:
                 row[column.name] = _stored(column.kind, value)
+            if column.check is not None and column.check(Env(self, (), {"": row})) is False:
+                raise asyncpg.CheckViolationError(
+                    f'new row for relation "{table.name}" violates a check of "{column.name}"'
+                )
 
     def commit(self) -> None:
         """All of it is there."""
@@ -274,14 +279,26 @@ def _stored(kind: str, given: Any) -> Any:
 
 
 class Env:
-    """What an expression is evaluated in: the rows at hand by their table's alias."""
+    """What an expression is evaluated in.
 
-    __slots__ = ("args", "rows", "session")
+    Attributes:
+        rows: Those at hand, by their table's alias.
+        group: What an aggregate is taken of.
+    """
 
-    def __init__(self, session: Session, args: Sequence[Any], rows: dict[str, Row | None]) -> None:
+    __slots__ = ("args", "group", "rows", "session")
+
+    def __init__(
+        self,
+        session: Session,
+        args: Sequence[Any],
+        rows: dict[str, Row | None],
+        group: Sequence[Env] = (),
+    ) -> None:
         self.session = session
         self.args = args
         self.rows = rows
+        self.group = group
 
 
 @cache
@@ -310,6 +327,7 @@ def _select(node: exp.Select) -> Statement:
     limit = _expression(node.args["limit"].expression) if node.args.get("limit") else None
     returned = _returned(node.expressions)
     is_locking = bool(node.args.get("locks"))
+    is_aggregate = any(one.find(exp.AggFunc) for one in node.expressions)
 
     def found(session: Session, args: Sequence[Any]) -> list[Env]:
         if not names:
@@ -335,6 +353,8 @@ def _select(node: exp.Select) -> Statement:
                     row = env.rows[alias]
                     if row is not None:
                         session.lock(name, session.database.table(name).key_of(row))
+        if is_aggregate:
+            envs = [Env(session, args, {}, envs)]
         for by, is_descending in reversed(order):
             envs.sort(key=lambda env: _sortable(by(env)), reverse=is_descending)
         if limit is not None and envs:
@@ -680,9 +700,39 @@ def _extreme(choose: Callable[..., Any]) -> Callable[[Any], Evaluate]:
     return make
 
 
+def _aggregate(choose: Callable[[list[Any]], Any]) -> Callable[[Any], Evaluate]:
+    """Of what is known in all rows of the group."""
+
+    def make(node: Any) -> Evaluate:
+        is_all = isinstance(node.this, exp.Star)
+        inner = _constant(True)(node) if is_all else _expression(node.this)
+
+        def value(env: Env) -> Any:
+            return choose([one for each in env.group if (one := inner(each)) is not None])
+
+        return value
+
+    return make
+
+
+def _json_text(node: exp.JSONExtractScalar) -> Evaluate:
+    inner = _expression(node.this)
+    keys = [one.this for one in node.expression.expressions if isinstance(one, exp.JSONPathKey)]
+
+    def value(env: Env) -> Any:
+        found = inner(env)
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if found is None or isinstance(found, str) else json.dumps(found)
+
+    return value
+
+
 def _cast(node: exp.Cast) -> Evaluate:
     inner = _expression(node.this)
     kind = node.to.this.name
+    if kind == "BIGINT":
+        return lambda env: None if (one := inner(env)) is None else _stored(kind, int(one))
     if kind == "INTERVAL":
         number, unit = str(inner(None)).split()  # type: ignore[arg-type]
         span = timedelta(**{unit if unit.endswith("s") else f"{unit}s": float(number)})
@@ -694,6 +744,9 @@ def _function(node: exp.Anonymous) -> Evaluate:
     name = str(node.this).lower()
     if name == "clock_timestamp":
         return lambda env: env.session.database.now()
+    if name == "octet_length":
+        (inner,) = map(_expression, node.expressions)
+        return lambda env: None if (one := inner(env)) is None else len(one)
     if name == "pg_advisory_xact_lock":
         return lambda _: None
     raise NotImplementedError(f"no model of the function {name}")
@@ -725,6 +778,10 @@ _EXPRESSIONS: Mapping[type, Callable[[Any], Evaluate]] = {
     exp.Coalesce: _first_known,
     exp.Greatest: _extreme(max),
     exp.Least: _extreme(min),
+    exp.Max: _aggregate(lambda known: max(known, default=None)),
+    exp.Min: _aggregate(lambda known: min(known, default=None)),
+    exp.Count: _aggregate(len),
+    exp.JSONExtractScalar: _json_text,
     exp.Cast: _cast,
     exp.CurrentTimestamp: lambda _: lambda env: env.session.now,
     exp.SessionUser: _constant("verity"),
@@ -800,7 +857,7 @@ def _alter_table(database: Database, node: exp.Alter) -> None:
 def _add_column(table: Table, node: exp.ColumnDef) -> None:
     if node.name in table.columns:
         return
-    default, is_required = None, False
+    default, check, is_required = None, None, False
     for constraint in node.args.get("constraints") or ():
         match constraint.kind:
             case exp.DefaultColumnConstraint():
@@ -809,8 +866,11 @@ def _add_column(table: Table, node: exp.ColumnDef) -> None:
                 is_required = not constraint.kind.args.get("allow_null")
             case exp.PrimaryKeyColumnConstraint():
                 table.key, is_required = (node.name,), True
+            case exp.CheckColumnConstraint():
+                check = _expression(constraint.kind.this)
             case exp.GeneratedAsIdentityColumnConstraint():
                 table.identity = node.name
             case _:
                 raise NotImplementedError(f"no model of: {constraint.sql('postgres')}")
-    table.columns[node.name] = Column(node.name, node.args["kind"].this.name, default, is_required)
+    kind = node.args["kind"].this.name
+    table.columns[node.name] = Column(node.name, kind, default, is_required, check)
