@@ -593,6 +593,7 @@ def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
         while clock() < at(80):
             await one_pass()
             await clock.advance(every)
+        await one_pass()
 
     asyncio.run(scenario())
     assert sorted(published) == sorted(one.event_id for one, _ in truth)
