@@ -13,7 +13,6 @@ import importlib.metadata
 import ipaddress
 import logging
 import math
-import random
 import re
 import ssl
 from collections import deque
@@ -24,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
+from random import Random
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlencode, urljoin
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -322,6 +322,7 @@ class HttpClient:
         clock: The time, aware UTC.
         sleep: Waits so many seconds; handed in by tests.
         transport: An httpx2 transport, handed in by unit tests.
+        random: Spreads the tries of those that failed together.
 
     Raises:
         Misconfigured: `http.proxy` or `http.ca_file` can't be used, or a host is no host.
@@ -338,8 +339,10 @@ class HttpClient:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] | None = None,
         transport: Any = None,
+        random: Random | None = None,
     ) -> None:
         self._settings = settings
+        self._random = Random() if random is None else random  # noqa: S311 - jitter
         self._platform = platform
         self._hosts = tuple(_host_pattern(host) for host in hosts)
         self._authorizer = authorizer
@@ -402,7 +405,7 @@ class HttpClient:
             if not _is_header_value(value):
                 raise ValueError(f"the header {name} has characters that no header may have")
 
-        retries = _Retries(self._settings, self._clock, self._sleep)
+        retries = _Retries(self._settings, self._clock, self._sleep, self._random)
         try:
             async for attempt in stamina.retry_context(
                 on=retries.decide, attempts=None, timeout=None
@@ -723,7 +726,9 @@ class _Retries:
         settings: HttpSettings,
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] | None,
+        random: Random,
     ) -> None:
+        self._random = random
         self._budget_seconds = settings.retry_budget.total_seconds()
         self._first_seconds = (settings.connect_timeout + settings.read_timeout).total_seconds()
         self._pause_seconds_max = settings.retry_after_max.total_seconds()
@@ -751,7 +756,7 @@ class _Retries:
             pause = error.retry_after_seconds
         else:
             backoff = min(2.0 ** (self.try_count - 1), BACKOFF_SECONDS_MAX)
-            pause = backoff * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, no secret
+            pause = backoff * self._random.uniform(0.5, 1.5)
         if not error.may_be_repeated or self.spent_seconds + pause >= self._budget_seconds:
             return False
         self.spent_seconds += pause

@@ -1,0 +1,260 @@
+"""An event loop of our own: its clock is virtual, and a seed decides its order.
+
+Every handle belongs to a *process*, a context variable that tasks inherit. One that was killed is
+never scheduled again: no `finally` of its own runs, as with kill -9. One that is frozen keeps its
+handles until it is woken, as with SIGSTOP.
+
+Time passes while code runs: each step costs something, and some stall. Where the clock stands still
+while code runs, no timer fires between two steps, and the races that need one hide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import heapq
+from array import array
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("PROCESS", default="world")
+
+STALL_SECONDS = 0.5
+SWAP_SHARE = 0.001
+"""So often a task that was favoured so far is put last, under `priorities`."""
+
+
+class Stuck(Exception):
+    """Nothing is ready and nothing is due: everybody waits for somebody."""
+
+
+class _Numbered:
+    """Hashed by its number in the run: a set of tasks has the same order in any process."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimTask(_Numbered, asyncio.Task):  # type: ignore[type-arg]
+    """A task with a number, and with a rank under `priorities`."""
+
+    rank = 0.0
+
+
+class SimFuture(_Numbered, asyncio.Future):  # type: ignore[type-arg]
+    """A future with a number."""
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """See the module.
+
+    Args:
+        rng: Decides the order, and which steps stall.
+        policy: `fifo`, as asyncio has it; `random`; `priorities`, where a slow task stays slow.
+        step_seconds: What a step costs.
+        stall_share: The share of steps that cost up to `STALL_SECONDS` more.
+        keep_trace: Keep every step and effect, to be read.
+    """
+
+    def __init__(
+        self,
+        rng: Random,
+        policy: str = "fifo",
+        *,
+        step_seconds: float = 0.0,
+        stall_share: float = 0.0,
+        keep_trace: bool = False,
+    ) -> None:
+        super().__init__()
+        self._ready: list[asyncio.Handle] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._now = 0.0
+        self._rng = rng
+        self._policy = policy
+        self._step_seconds = step_seconds
+        self._stall_share = stall_share
+        self._count = 0
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._picks = array("d")
+        self._dead: set[str] = set()
+        self._frozen: dict[str, list[asyncio.Handle]] = {}
+        self.steps = 0
+        self.tasks: list[SimTask] = []
+        self.at_step: dict[int, Callable[[], None]] = {}
+        self.trace: list[str] | None = [] if keep_trace else None
+        self.set_task_factory(self._make_task)
+
+    # What asyncio asks of a loop
+
+    def time(self) -> float:
+        """The virtual clock, in seconds from 0."""
+        return self._now
+
+    def create_future(self) -> SimFuture:
+        """As asyncio's, numbered."""
+        future = SimFuture(loop=self)
+        future.number = self._next_number()
+        return future
+
+    def _make_task(self, _: Any, coro: Coroutine[Any, Any, Any], **options: Any) -> SimTask:
+        number = self._next_number()
+        # asyncio's own names go on counting from one run to the next.
+        name = options.pop("name", None) or f"t{number}"
+        task = SimTask(coro, loop=self, name=name, **options)
+        task.number, task.rank = number, self._rng.random()
+        self.tasks.append(task)
+        return task
+
+    def _next_number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's; timers of the same time fire in the order in which they were set."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self._next_number(), timer))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """There are no threads here: what runs in one needs a model."""
+        raise NotImplementedError(f"{func} would run in a thread: give it a model")
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def _process_events(self, event_list: Any) -> None:
+        pass
+
+    def _run_once(self) -> None:
+        ready, timers = self._ready, self._timers
+        while not self._stopping:  # type: ignore[attr-defined]
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
+            if not ready:
+                if not timers:
+                    raise Stuck
+                self._now = max(self._now, timers[0][0])
+            while timers and timers[0][0] <= self._now:
+                ready.append(heapq.heappop(timers)[2])
+            self._step(ready.pop(self._picked(ready) if len(ready) > 1 else 0))
+
+    def _step(self, handle: asyncio.Handle) -> None:
+        if handle._cancelled:
+            return
+        process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+        if process in self._dead:
+            return
+        if process in self._frozen:
+            self._frozen[process].append(handle)
+            return
+        self.steps += 1
+        if self.steps in self.at_step:
+            self.at_step.pop(self.steps)()
+            if process in self._dead:
+                return
+        task = _task_of(handle)
+        self._picks.extend((self._now, task.number if task else 0.0))
+        if self.trace is not None:
+            name = task.get_name() if task else "-"
+            self.trace.append(f"{self._now:.6f} {process} step {name}")
+        handle._run()
+        if self._step_seconds:
+            self._now += self._step_seconds
+            if self._stall_share and self._rng.random() < self._stall_share:
+                self._now += self._rng.random() * STALL_SECONDS
+
+    def _picked(self, ready: list[asyncio.Handle]) -> int:
+        if self._policy == "fifo":
+            return 0
+        if self._policy == "random":
+            index = self._rng.randrange(len(ready))
+        else:
+            ranks = [2.0 if (task := _task_of(one)) is None else task.rank for one in ready]
+            index = ranks.index(max(ranks))
+            if self._rng.random() < SWAP_SHARE and (task := _task_of(ready[index])) is not None:
+                task.rank = self._rng.random() - 1
+        if _task_of(ready[index]) is None:
+            # asyncio promises an order to plain callbacks, and its own code relies on it. Of tasks
+            # it promises nothing.
+            return next(at for at, one in enumerate(ready) if _task_of(one) is None)
+        return index
+
+    # What a world asks of it
+
+    def spawn(self, process: str, coro: Coroutine[Any, Any, Any]) -> SimTask:
+        """Start a task of a process: all that it starts belongs to that, too."""
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, process)
+        return self._make_task(self, coro, name=process, context=context)
+
+    def kill(self, process: str) -> None:
+        """SIGKILL."""
+        self._dead.add(process)
+        self._frozen.pop(process, None)
+
+    def is_dead(self, process: str) -> bool:
+        """Whether it was killed."""
+        return process in self._dead
+
+    def freeze(self, process: str) -> None:
+        """SIGSTOP."""
+        self._frozen.setdefault(process, [])
+
+    def thaw(self, process: str) -> None:
+        """SIGCONT."""
+        self._ready += self._frozen.pop(process, ())
+
+    def note(self, *what: Any) -> None:
+        """Make something a part of the trace and of its hash."""
+        line = " ".join(map(str, what))
+        self._digest.update(line.encode())
+        self._picks.append(self._now)
+        if self.trace is not None:
+            self.trace.append(f"{self._now:.6f} {PROCESS.get()} {line}")
+
+    @property
+    def digest(self) -> str:
+        """Runs with the same one did the same, at the same times, in the same order."""
+        digest = self._digest.copy()
+        digest.update(self._picks.tobytes())
+        return digest.hexdigest()
+
+    def waiting(self) -> list[str]:
+        """Who waits where, for a world that is stuck."""
+        return [repr(task) for task in self.tasks if not task.done()]
+
+    def discard(self) -> None:
+        """Close what is left of all processes; what still runs thereby does not count."""
+        for task in self.tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                for _ in range(50):  # A coroutine may refuse to close, some times.
+                    try:
+                        task.get_coro().close()  # type: ignore[union-attr]
+                        break
+                    except BaseException:  # noqa: BLE001, S112 - whatever a dead process raises
+                        continue
+        self.tasks.clear()
+        self._ready.clear()
+        self._timers.clear()
+        self.close()
+
+
+def _task_of(handle: asyncio.Handle) -> SimTask | None:
+    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
+    return owner if isinstance(owner, SimTask) else None

@@ -1,0 +1,155 @@
+"""What happens in a world: drawn from its seed, as a plain dict that JSON holds.
+
+A plan is all there is to a world but its random streams, which the seed gives, too. A shrinker
+makes a plan smaller, and the corpus keeps plans: a change here changes what a seed means.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+Plan = dict[str, Any]
+
+ACTS = {
+    "kill": 30,
+    "terminate": 8,
+    "freeze": 20,
+    "database_away": 8,
+    "database_lost": 4,
+    "row_locked": 4,
+    "edit": 6,
+    "restore": 4,
+    "broker_away": 8,
+    "coordinator_moved": 3,
+    "leader_moved": 3,
+    "checkpoints_deleted": 2,
+    "raw_deleted": 2,
+    "clock_step": 2,
+    "pause": 4,
+    "restart": 3,
+    "rewind": 4,
+    "snapshot": 4,
+    "rebalance": 10,
+}
+"""What may befall a world, and how often against each other."""
+
+
+def draw(seed: int, size: str = "full") -> Plan:
+    """The plan of a seed.
+
+    Args:
+        size: `small` worlds have one connector, one worker, few items and at most one act.
+    """
+    rng = Random(f"{seed}:plan")
+    is_small = size == "small"
+    is_default = rng.random() < 0.5
+    page_wait = 0.25 if is_default else _log(rng, 0.01, 1)
+    kinds = {kind: share for kind, share in ACTS.items() if rng.random() < 0.5}
+    acts = [_act(rng, kinds) for _ in range(rng.choice((0, 1, 1, 2, 3, 5)))] if kinds else []
+    has_clock_step = any(act["kind"] == "clock_step" for act in acts)
+    connectors = [
+        _connector(rng, page_wait, is_default=is_default, is_small=is_small, is_sane=has_clock_step)
+        for _ in range(rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 2, rng.choice((3, 4, 5)))))
+    ]
+    plan: Plan = {
+        "policy": rng.choice(("fifo", "fifo", "random", "priorities")),
+        "step_seconds": rng.choice((0.0, 0.00002, 0.001, 0.005)),
+        "stall_share": rng.choice((0.0, 0.0, 0.01)),
+        "workers": rng.choice((1, 2, 2, 3)),
+        "connectors": connectors,
+        # Nothing here: as people run it.
+        "settings": {} if is_default else _settings(rng, page_wait),
+        "poll_every": None if is_default else _log(rng, 0.2, 10),
+        "kafka": {
+            "seconds": _log(rng, 0.001, 0.1),
+            "slow_share": rng.choice((0.0, 0.0, 0.02)),
+            "lost_share": rng.choice((0.0, 0.0, 0.01)),
+        },
+        "postgres": {
+            "seconds": _log(rng, 0.001, 0.1),
+            "slow_share": rng.choice((0.0, 0.0, 0.02)),
+            "lost_share": rng.choice((0.0, 0.0, 0.01)),
+        },
+        "acts": acts,
+    }
+    if is_small:
+        plan |= {"workers": 1, "connectors": connectors[:1], "acts": acts[:1]}
+    return plan
+
+
+def _log(rng: Random, low: float, high: float) -> float:
+    """Small as often as large."""
+    return float(low * (high / low) ** rng.random())
+
+
+def _settings(rng: Random, page_wait: float) -> Plan:
+    return {
+        "page_events": int(_log(rng, 1, 300)) if rng.random() < 0.5 else int(_log(rng, 25, 8000)),
+        "page_wait": page_wait,
+        "checkpoint_partitions": int(_log(rng, 1, 24)),
+        "fetch_timeout": rng.choice((300.0, 15.0)),
+        "transaction_timeout": rng.choice((60.0, 60.0, 10.0)),
+        "delivery": "at_least_once" if rng.random() < 0.1 else "exactly_once",
+    }
+
+
+def _act(rng: Random, kinds: dict[str, int]) -> Plan:
+    return {
+        "kind": rng.choices(list(kinds), list(kinds.values()))[0],
+        # Half of them within the first second: that is where the work is.
+        "at": rng.choice((1.0, 20.0)) * rng.random(),
+        "steps": int(_log(rng, 1, 500)),
+        "seconds": _log(rng, 0.1, 60),
+        "who": rng.randrange(60),
+        "share": rng.random(),
+    }
+
+
+def _connector(
+    rng: Random, page_wait: float, *, is_default: bool, is_small: bool, is_sane: bool
+) -> Plan:
+    kind = rng.choice(("plain", "plain", "paged", "paged", "paged", "windowed", "http"))
+    if kind == "windowed" and is_sane:
+        kind = "paged"
+    overlap = rng.choice((0, 0, 3, 40)) if kind in ("paged", "http") else 0
+    near = page_wait * (1 + rng.choice((-0.02, -0.001, 0.0, 0.001, 0.02)))
+    # Whoever repeats must say how far back: two hours are more than there is.
+    lookback = rng.choice((5.0, 60.0, 7200.0))
+    if kind == "plain" and (is_default or rng.random() < 0.3):
+        lookback = None
+    items = int(_log(rng, 5, 60 if is_small else 800))
+    if not is_small and rng.random() < 0.005:
+        items = 8000
+    plan: Plan = {
+        "kind": kind,
+        "items": items,
+        "page": int(_log(rng, 1, 25)) if rng.random() < 0.5 else int(_log(rng, 25, 300)),
+        "overlap": overlap,
+        "lookback": 7200.0 if overlap else lookback,
+        "backlog": rng.choice((0.0, 0.5, 1.0)),
+        "spread": _log(rng, 1, 30),
+        # Bursts around page_wait: there a page is handed over while the next one comes.
+        "waits": rng.choice(
+            ([0.0], [0.0, _log(rng, 0.0001, 0.5)], [0.0, 0.0, near], [near], [0.0, near, 2 * near])
+        ),
+        "error_share": rng.choice((0.0, 0.0, 0.02)),
+        "odd_share": rng.choice((0.0, 0.05)),
+        "reuses_cursor": rng.random() < 0.3,
+        "is_strict": rng.random() < 0.3,
+        "is_whole": rng.random() < 0.3,
+        "late_share": 0.0 if is_sane else rng.choice((0.0, 0.0, 0.3)),
+        "late": rng.random() * 0.9,  # as a share of what is declared
+        "has_future": not is_sane and rng.random() < 0.2,
+        "grants": rng.choice((0, 3, 60)),
+        "denied_share": rng.choice((0.0, 0.0, 0.3)),
+        "hangs": rng.random() < 0.03,
+        "leaks": rng.random() < 0.05,
+    }
+    if kind == "windowed":
+        plan["settle"] = rng.choice((0.0, 2.0, 10.0))
+        plan["relook"] = rng.choice((0.0, 5.0, 60.0))
+        plan["slice_max"] = _log(rng, 300, 7200)
+        plan["refused_above"] = rng.choice((None, None, max(20, items // 4)))
+        plan["lookback"] = 7200.0
+    return plan

@@ -1,0 +1,351 @@
+"""The reference: what `docs/guarantees.md` promises of any world, and nothing of how.
+
+It sees what is committed, at the moment when it is, and what operators and faults did. Of the
+product it knows the topics and what stands in their records, as any consumer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import orjson
+
+from simulation.sources import Item, Truth
+from simulation.wire import BEGIN
+from verity_sdk.times import parse_utc
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    IDS_TOPIC,
+    dead_topic,
+    permissions_topic,
+    raw_topic,
+)
+
+PAUSE_SECONDS = 20.0
+"""So long a pause takes at most where nothing else happens."""
+
+CAUSES: Mapping[str, frozenset[str]] = {
+    "relay.database_behind": frozenset({"restore"}),
+    "relay.topic_behind": frozenset({"checkpoints_deleted"}),
+    "relay.dead_letters": frozenset({"odd"}),
+    "relay.gap": frozenset({"odd", "windowed"}),
+    "snapshot.published": frozenset({"denied"}),
+    "runner.task_ignores_cancellation": frozenset({"broker_away", "database_away", "slow"}),
+}
+"""An alarm, and what may be its cause. Any other alarm, or one without its cause, is a violation."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of a world from its beginning.
+
+    Attributes:
+        page_events: A page's size, as the settings say.
+        is_exact: Whether pages are transactions.
+        causes: What was drawn that may cause an alarm.
+        now: The world's clock, in seconds.
+    """
+
+    page_events: int
+    is_exact: bool
+    causes: set[str]
+    now: Callable[[], float]
+
+
+@dataclass
+class Known:
+    """What was committed of one connector.
+
+    Attributes:
+        events, letters, gaps: How often each thing is out, by its number.
+        allowed: How often it may be.
+        passed, completed: How much of the truth, by time, a checkpoint was held against.
+        wish: After a move back: where to, and how often each thing was out before.
+    """
+
+    truth: Truth
+    events: list[int] = field(init=False)
+    letters: list[int] = field(init=False)
+    gaps: list[int] = field(init=False)
+    allowed: list[int] = field(init=False)
+    last: Mapping[str, Any] | None = None
+    passed: int = 0
+    completed: int = 0
+    wish: tuple[datetime, list[int]] | None = None
+    paused_at: float | None = None
+    is_snapshot_due: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.truth.items)
+        self.events, self.letters, self.gaps = [0] * count, [0] * count, [0] * count
+        self.allowed = [1] * count
+
+    def count_of(self, item: Item) -> int:
+        """How often a thing is out, as a whole."""
+        number = item.number
+        if item.kind == "altered":
+            return min(self.events[number], self.letters[number])
+        counts = {"event": self.events, "gap": self.gaps}.get(item.kind, self.letters)
+        return counts[number]
+
+    def missing(self) -> list[Item]:
+        """What is not out."""
+        return [item for item in self.truth.items if not self.count_of(item)]
+
+
+class Violated(Exception):
+    """A promise was broken; says which, and of what."""
+
+
+class Reference:
+    """Watches one world."""
+
+    def __init__(self, truths: Iterable[Truth], platform: str, facts: Facts) -> None:
+        self.known = {truth.name: Known(truth) for truth in truths}
+        self._facts = facts
+        self._raw, self._dead = raw_topic(platform), dead_topic(platform)
+        self._permissions = permissions_topic(platform)
+        self._grants: dict[str, int] = {}
+        self._ended: set[str] = set()
+        self._is_free = False
+
+    # What is committed
+
+    def committed(self, records: Iterable[tuple[str, int, Any]]) -> None:
+        """A transaction is decided, or a batch without one is appended.
+
+        Raises:
+            Violated: A promise is broken.
+        """
+        by_topic: dict[str, list[Any]] = {}
+        for topic, _, record in records:
+            by_topic.setdefault(topic, []).append(record)
+        for record in by_topic.pop(self._permissions, []):
+            self._permission(record)
+        by_topic.pop(IDS_TOPIC, None)  # How ids are remembered is nobody's promise.
+        seals = [orjson.loads(one.value) for one in by_topic.pop(CHECKPOINTS_TOPIC, [])]
+        taken: dict[str, int] = {}
+        numbers: list[int] = []
+        for topic, found in by_topic.items():
+            taken[topic] = len(found)
+            for record in found:
+                known, number, counts = self._found(topic, record)
+                if topic == self._raw:
+                    numbers.append(number)
+                counts[number] += 1
+                item = known.truth.items[number]
+                if known.count_of(item):
+                    known.truth.outstanding.pop(number, None)
+                if counts[number] > known.allowed[number] and self._facts.is_exact:
+                    raise Violated(f"repeated: {topic} has {known.truth.id_of(item)} once more")
+        if self._facts.is_exact and (by_topic or seals):
+            self._check_whole(seals, taken)
+        for seal in seals:
+            self._check_seal(self.known[seal["connector_id"]], seal, numbers)
+
+    def _found(self, topic: str, record: Any) -> tuple[Known, int, list[int]]:
+        """Whose record it is, which thing, and where such things are counted."""
+        headers = dict(record.headers)
+        body = orjson.loads(record.value)
+        if topic == self._raw:
+            name = body["event_id"]
+        elif topic == GAPS_TOPIC:
+            name = body["scope"]
+        elif topic == self._dead:
+            name = headers["event_id"].decode() if "event_id" in headers else body["data"]
+        else:
+            raise Violated(f"a record in a topic that nobody knows: {topic}")
+        if name == "w":  # What a windowed source no longer has: it lies before all that is here.
+            known = self.known[body["connector_id"]]
+            if parse_utc(body["to_at"]) > known.truth.by_time[0].at:
+                raise Violated(f"a gap up to {body['to_at']} of what the source still has")
+            return known, 0, [0]
+        connector_id, _, number = name.rpartition(":")
+        known = self.known[connector_id]
+        if headers["connector_id"].decode() != connector_id:
+            raise Violated(f"{name} says that {headers['connector_id']!r} published it")
+        counts = {self._raw: known.events, self._dead: known.letters, GAPS_TOPIC: known.gaps}
+        return known, int(number), counts[topic]
+
+    def _check_whole(self, seals: list[Any], taken: Mapping[str, int]) -> None:
+        if len(seals) != 1:
+            raise Violated(f"torn: {len(seals)} checkpoints in a transaction")
+        (seal,) = seals
+        for topic, field_name in (
+            (self._raw, "event_count"),
+            (self._dead, "dead_count"),
+            (GAPS_TOPIC, "gap_count"),
+        ):
+            if taken.get(topic, 0) != seal[field_name]:
+                raise Violated(
+                    f"torn: {taken.get(topic, 0)} in {topic}, and its checkpoint says "
+                    f"{seal[field_name]}"
+                )
+
+    def _check_seal(self, known: Known, seal: Mapping[str, Any], numbers: list[int]) -> None:
+        """What a checkpoint passes is out, with it or before it."""
+        truth, before = known.truth, known.last
+        known.last = seal
+        if before is not None and seal["version"] <= before["version"] and self._facts.is_exact:
+            raise Violated(f"versions: {seal['version']} after {before['version']}")
+        if known.paused_at is not None and "busy" not in self._facts.causes:
+            seconds = self._facts.now() - known.paused_at
+            if seconds > PAUSE_SECONDS:
+                raise Violated(f"{truth.name} publishes {seconds:.0f} s after it was paused")
+        cursor, kind = seal["cursor"], truth.plan["kind"]
+        if kind == "plain":
+            end = truth.index_of(parse_utc(seal["last_ts"]) - timedelta(seconds=truth.lookback))
+            self._require(known, truth.by_time[known.passed : end], "the watermark passed")
+            known.passed = max(known.passed, end)
+        elif kind == "windowed":
+            if cursor is not None and "w" in cursor["streams"]:
+                end = truth.index_of(parse_utc(cursor["streams"]["w"]["through"]))
+                settle = truth.plan["settle"]
+                passed = truth.by_time[known.passed : end]
+                self._require(
+                    known,
+                    (one for one in passed if one.visible_at <= max(0.0, _seconds(one) + settle)),
+                    "the window passed",
+                )
+                known.passed = max(known.passed, end)
+        elif cursor is not None:
+            end = cursor["next"]
+            if numbers and max(numbers) >= end and self._facts.is_exact:
+                raise Violated(f"torn: {truth.name}:{max(numbers)} is out, and the cursor is {end}")
+            self._require(known, truth.items[known.passed : end], "the cursor passed")
+            known.passed = max(known.passed, end)
+        if seal["complete_through"] is not None:
+            through = parse_utc(seal["complete_through"])
+            end = truth.index_of(through + timedelta(microseconds=1))
+            self._require(known, truth.by_time[known.completed : end], f"complete through {through}:")
+            known.completed = max(known.completed, end)
+
+    def _require(self, known: Known, items: Iterable[Item], why: str) -> None:
+        for item in items:
+            if not known.count_of(item):
+                raise Violated(f"lost: {why} {known.truth.id_of(item)} ({item.kind})")
+
+    def _permission(self, record: Any) -> None:
+        headers = dict(record.headers)
+        snapshot_id, kind = headers["snapshot_id"].decode(), headers["record"].decode()
+        if snapshot_id in self._ended or (kind == "start") == (snapshot_id in self._grants):
+            raise Violated(f"snapshot: {kind} of {snapshot_id} out of order")
+        if kind == "start":
+            self._grants[snapshot_id] = 0
+        elif kind == "grant":
+            self._grants[snapshot_id] += 1
+        else:
+            body = orjson.loads(record.value)
+            known = self.known[body["connector_id"]]
+            count, self._ended = self._grants[snapshot_id], self._ended | {snapshot_id}
+            if body["grant_count"] != count:
+                raise Violated(f"snapshot: {count} grants, and its end says {body['grant_count']}")
+            if body["is_complete"] and count != known.truth.plan["grants"]:
+                raise Violated(f"snapshot: complete with {count} grants")
+            if not body["is_complete"] and not known.truth.plan["denied_share"]:
+                raise Violated("snapshot: partial, and nothing was denied")
+            known.is_snapshot_due = False
+
+    # What operators and faults did
+
+    def moved(self, name: str, to: datetime) -> None:
+        """A position was moved back: what comes after it comes again, once."""
+        known = self.known[name]
+        truth = known.truth
+        since, first = to - timedelta(seconds=truth.lookback + 1), truth.first_since(to)
+        for item in truth.items:
+            if item.at >= since or item.number >= first:
+                known.allowed[item.number] += 1
+        if not self._is_free:
+            known.wish = to, [known.count_of(item) for item in truth.items]
+
+    def restored(self) -> None:
+        """The database is an older one: it forgot what operators asked for meanwhile."""
+        self._is_free |= "checkpoints_deleted" in self._facts.causes
+        self._facts.causes.add("restore")
+        for known in self.known.values():
+            known.wish = None
+            known.paused_at = None
+            known.is_snapshot_due = False
+        self._free_all()
+
+    def checkpoints_deleted(self) -> None:
+        """The topic's versions are gone: Postgres' count."""
+        self._is_free |= "restore" in self._facts.causes
+        self._facts.causes.add("checkpoints_deleted")
+        for known in self.known.values():
+            known.last = None
+        self._free_all()
+
+    def raw_deleted(self) -> None:
+        """What was published is gone: it can't be repeated."""
+        for known in self.known.values():
+            known.allowed = [count + 1 for count in known.events]
+
+    def _free_all(self) -> None:
+        if self._is_free:  # Both views are gone: only an older row knows a position.
+            for known in self.known.values():
+                known.allowed = [1_000_000] * len(known.allowed)
+                known.wish = None
+
+    def alarm(self, event: str) -> None:
+        """An operator is woken up.
+
+        Raises:
+            Violated: Nothing happened that would be a reason.
+        """
+        if not CAUSES.get(event, frozenset()) & self._facts.causes:
+            raise Violated(f"alarm: {event} without a cause")
+
+    def served(self, truth: Truth) -> None:
+        """A source has handed something out.
+
+        Raises:
+            Violated: More is held in memory than two pages, and one more of the source's.
+        """
+        size = truth.plan["page"] + truth.plan["overlap"]
+        bound = 2 * (self._facts.page_events + size) + size + 25
+        if len(truth.outstanding) > bound and truth.plan["kind"] != "windowed":
+            raise Violated(f"memory: {len(truth.outstanding)} things are held; {bound} may be")
+
+    # At the end
+
+    def left(self, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What is still to come once all faults are over, in words; empty where all is well.
+
+        Args:
+            rows: Of `connector_checkpoints`.
+        """
+        found = []
+        for name, known in self.known.items():
+            missing = known.missing()
+            if missing:
+                item = missing[0]
+                found.append(f"{len(missing)} not out, first {name}:{item.number} ({item.kind})")
+            row, last = rows.get(name), known.last
+            if last is not None and (
+                row is None
+                or (row["version"], row["cursor"], row["last_ts"])
+                != (last["version"], last["cursor"], parse_utc(last["last_ts"]))
+            ):
+                found.append(f"the row of {name} differs from the topic")
+            if known.is_snapshot_due:
+                found.append(f"no snapshot of {name}")
+            if known.wish is not None:
+                to, before = known.wish
+                again = [
+                    item
+                    for item in known.truth.items
+                    if item.at >= to and known.count_of(item) <= before[item.number]
+                ]
+                if again:
+                    found.append(f"{name} was moved to {to}, and {len(again)} did not come again")
+        return found
+
+
+def _seconds(item: Item) -> float:
+    return (item.at - BEGIN).total_seconds()

@@ -1,0 +1,533 @@
+"""One seed, one world: sources, a Kafka, a Postgres, workers, what befalls them, and the reference.
+
+The workers run the product's real code from the driver down; only its clients, its clock and its
+chances are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache, partial
+from random import Random
+from typing import Any
+
+import orjson
+import structlog
+
+from simulation.group import Group, Member
+from simulation.kafka import Admin, Consumer, Kafka, Producer, Txn
+from simulation.loop import PROCESS, SimLoop, Stuck
+from simulation.plan import Plan, draw
+from simulation.postgres import Pool, Postgres
+from simulation.reference import Facts, Reference, Violated
+from simulation.sources import KINDS, PLATFORM, Truth
+from simulation.wire import BEGIN, Wait, Wire
+from verity_sdk.errors import VerityError
+from verity_stream.clients import Clients
+from verity_stream.database import Pools
+from verity_stream.driver import Driver
+from verity_stream.operation import OperationStore
+from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
+from verity_stream.runner import ConnectorRunner
+from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.steering import SteeringStore, rewound
+from verity_stream.topic_reader import KafkaTopicReader
+
+END_SECONDS = 400.0
+"""Once all faults are over, everything is out within this."""
+CALM_SECONDS = 5.0
+OPERATOR = "operator"
+BUSY = frozenset(
+    {
+        *("kill", "terminate", "freeze", "database_away", "database_lost", "row_locked", "restore"),
+        *("broker_away", "coordinator_moved", "leader_moved", "checkpoints_deleted", "raw_deleted"),
+        *("clock_step",),
+    }
+)
+"""Acts beside which nobody promises how soon a pause takes."""
+
+
+class World:
+    """Runs one plan.
+
+    Args:
+        seed: Gives every random stream.
+    """
+
+    def __init__(self, seed: int, plan: Plan, *, keep_trace: bool = False) -> None:
+        self.seed, self.plan, self.violation = seed, plan, ""
+        self.loop = loop = SimLoop(
+            self._rng("schedule"),
+            plan["policy"],
+            step_seconds=plan["step_seconds"],
+            stall_share=plan["stall_share"],
+            keep_trace=keep_trace,
+        )
+        loop.set_exception_handler(self._on_exception)
+        self.settings = settings_of(orjson.dumps(plan["settings"]))
+        self.kafka = Kafka(
+            Wire(loop, self._rng("kafka"), "kafka", **plan["kafka"]), self._on_commit
+        )
+        self.postgres = Postgres(
+            Wire(loop, self._rng("postgres"), "postgres", **plan["postgres"], refuses=True)
+        )
+        self.group = Group(
+            self.kafka.wire,
+            self._rng("group"),
+            self.settings.checkpoint_partitions,
+            self.settings.session_timeout_seconds,
+        )
+        self.options = {
+            f"c{number}": (KINDS[one["kind"]], options_of(plan["poll_every"], one["lookback"]))
+            for number, one in enumerate(plan["connectors"])
+        }
+        self.truths = {
+            name: Truth(name, one, self._rng(name), _lookback_of(*self.options[name]))
+            for (name, one) in zip(self.options, plan["connectors"], strict=True)
+        }
+        self.is_exact = self.settings.delivery == "exactly_once"
+        self.reference = Reference(
+            self.truths.values(),
+            PLATFORM,
+            Facts(self.settings.page_events, self.is_exact, self._causes(), loop.time),
+        )
+        self.skews = [timedelta(0)] * plan["workers"]
+        self.lives = [""] * plan["workers"]
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._life = self._snapshot_count = 0
+        self._controls: asyncio.Lock | None = None
+
+    def _rng(self, name: str) -> Random:
+        return Random(f"{self.seed}:{name}")
+
+    def _causes(self) -> set[str]:
+        """What was drawn that may be the cause of an alarm."""
+        kinds = {act["kind"] for act in self.plan["acts"]}
+        causes = kinds & {"broker_away", "database_away"}
+        connectors = self.plan["connectors"]
+        wires = self.plan["kafka"], self.plan["postgres"]
+        for cause, is_drawn in (
+            ("busy", bool(kinds & BUSY) or any(one["hangs"] for one in connectors)),
+            ("odd", any(one["odd_share"] for one in connectors)),
+            ("windowed", any(one["kind"] == "windowed" for one in connectors)),
+            ("denied", any(one["denied_share"] for one in connectors)),
+            ("slow", any(one["slow_share"] or one["lost_share"] for one in wires)),
+        ):
+            if is_drawn:
+                causes.add(cause)
+        return causes
+
+    # What is wrong
+
+    def fail(self, why: str) -> None:
+        """A violation; the first one counts."""
+        if not self.violation:
+            self.violation = why
+            self.loop.note("VIOLATION", why)
+            self.loop.stop()
+
+    def _on_exception(self, _: Any, context: Mapping[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception) and "never retrieved" not in context["message"]:
+            self.fail(f"bug: {context['message']}: {error!r}")
+
+    def _on_commit(self, txn: Txn) -> None:
+        self.check(lambda: self.reference.committed(txn.records))
+
+    def check(self, promise: Callable[[], None]) -> None:
+        """Hold the world against the reference."""
+        try:
+            promise()
+        except Violated as violated:
+            self.fail(str(violated))
+        except Exception as error:  # noqa: BLE001 - an error of ours must not pass for a broker's
+            self.fail(f"the reference's own: {error!r}")
+
+    def on_error(self, event: Mapping[str, Any]) -> None:
+        """The product has logged something at ERROR."""
+        if PROCESS.get() == OPERATOR or self.violation:
+            return
+        name = event["event"]
+        if name in ("connector.bug", "snapshot.failed"):
+            self.fail(f"bug: {name}: {event.get('error') or sys.exc_info()[1]!r}")
+        elif name.startswith("connector."):
+            self.fail(f"alarm: {name}: {event['error']}")
+        else:
+            self.check(lambda: self.reference.alarm(name))
+
+    # Workers
+
+    def start(self, index: int) -> None:
+        """A new process of a worker."""
+        self._life += 1
+        self.lives[index] = process = f"w{index}.{self._life}"
+        self.loop.note("start", process)
+        task = self._tasks[process] = self.loop.spawn(process, self._worker(index, process))
+        task.add_done_callback(lambda _: self._ended(index, process))
+
+    def _ended(self, index: int, process: str) -> None:
+        """The process ended by itself: an orchestrator starts the next one."""
+        if self.lives[index] == process:
+            self.kill(index, 1.0)
+
+    def kill(self, index: int, seconds: float) -> None:
+        """kill -9; the next process comes after so many seconds."""
+        process = self.lives[index]
+        if process:
+            self.loop.note("kill", process)
+            self.loop.kill(process)
+            self.lives[index] = ""
+            self.loop.call_later(seconds, self.start, index)
+
+    def now(self, index: int) -> datetime:
+        """A worker's wall clock."""
+        return BEGIN + timedelta(seconds=self.loop.time()) + self.skews[index]
+
+    async def _worker(self, index: int, process: str) -> None:
+        driver = Driver(partial(self._runner, index, process), is_fenced=self.is_exact)
+        member = Member(self.group, process, driver)
+        joining: asyncio.Task[Any] | None = None
+        try:
+            await driver.start()
+            joining = asyncio.create_task(member.run())
+            while True:
+                await asyncio.sleep(1)
+                await driver.tick(is_in_group=member.is_in_group)
+        except VerityError as error:
+            self.loop.note("gives up", process, type(error).__name__)
+        finally:
+            if joining is not None:
+                joining.cancel()
+            await driver.stop()
+            await member.leave()
+
+    def _runner(self, index: int, process: str) -> ConnectorRunner:
+        clock, chances = partial(self.now, index), self._rng(process)
+        specs = [
+            ConnectorSpec(
+                name,
+                cls,
+                PLATFORM,
+                {
+                    "connector_id": name,
+                    "truth": self.truths[name],
+                    "clock": clock,
+                    "random": chances,
+                },
+                options,
+            )
+            for name, (cls, options) in self.options.items()
+        ]
+        return ConnectorRunner(
+            self.settings.model_copy(update={"worker_name": process}),
+            specs,
+            clock=clock,
+            random=chances,
+            clients=self._clients(),
+            open_pools=self._open_pools,
+            new_snapshot_id=self._new_snapshot_id,
+        )
+
+    def _clients(self) -> Clients:
+        return Clients(
+            partial(Producer, self.kafka), partial(Consumer, self.kafka), partial(Admin, self.kafka)
+        )
+
+    async def _open_pools(self, _: StreamSettings) -> Pools:
+        return Pools(Pool(self.postgres), Pool(self.postgres))
+
+    def _new_snapshot_id(self) -> str:
+        self._snapshot_count += 1
+        return f"s{self._snapshot_count}"
+
+    # What befalls them
+
+    async def _act(self, act: Plan) -> None:
+        await asyncio.sleep(act["at"])
+        index, names = act["who"] % len(self.lives), list(self.truths)
+        self.loop.note("act", act["kind"])
+        await getattr(self, f"_{act['kind']}")(act, index, names[act["who"] % len(names)])
+
+    async def _kill(self, act: Plan, index: int, _: str) -> None:
+        step = self.loop.steps + act["steps"]
+        while step in self.loop.at_step:
+            step += 1
+        self.loop.at_step[step] = lambda: self.kill(index, act["seconds"] / 10)
+
+    async def _terminate(self, act: Plan, index: int, _: str) -> None:
+        task = self._tasks.get(self.lives[index])
+        if task is not None:
+            task.cancel()
+
+    async def _freeze(self, act: Plan, index: int, _: str) -> None:
+        process = self.lives[index]
+        if process:
+            self.loop.freeze(process)
+            await asyncio.sleep(act["seconds"])
+            self.loop.thaw(process)
+
+    async def _away(self, wire: Wire, seconds: float) -> None:
+        wire.away_until = max(wire.away_until, self.loop.time() + seconds)
+        await asyncio.sleep(seconds)
+
+    async def _database_away(self, act: Plan, *_: Any) -> None:
+        await self._away(self.postgres.wire, act["seconds"])
+
+    async def _broker_away(self, act: Plan, *_: Any) -> None:
+        await self._away(self.kafka.wire, act["seconds"] * 2)
+
+    async def _database_lost(self, act: Plan, *_: Any) -> None:
+        wire = self.postgres.wire
+        before, wire.lost_share = wire.lost_share, 0.3
+        await asyncio.sleep(act["seconds"])
+        wire.lost_share = before
+
+    async def _row_locked(self, act: Plan, _: int, name: str) -> None:
+        if name in self.postgres.checkpoints:
+            try:
+                self.postgres.lock("connector_checkpoints", name, act["seconds"])
+            except Wait:
+                return  # Somebody else has it.
+            await asyncio.sleep(act["seconds"])
+
+    async def _coordinator_moved(self, act: Plan, *_: Any) -> None:
+        self.kafka.coordinators_away_until = self.loop.time() + act["seconds"] / 4
+        await asyncio.sleep(act["seconds"] / 4)
+
+    async def _leader_moved(self, act: Plan, *_: Any) -> None:
+        self.kafka.leaders_away_until[act["who"] % 3] = self.loop.time() + act["seconds"] / 4
+        await asyncio.sleep(act["seconds"] / 4)
+
+    async def _checkpoints_deleted(self, *_: Any) -> None:
+        if CHECKPOINTS_TOPIC in self.kafka.topics:
+            self.reference.checkpoints_deleted()
+            self.kafka.delete(CHECKPOINTS_TOPIC)
+
+    async def _raw_deleted(self, *_: Any) -> None:
+        if raw_topic(PLATFORM) in self.kafka.topics:
+            self.reference.raw_deleted()
+            self.kafka.delete(raw_topic(PLATFORM))
+
+    async def _clock_step(self, act: Plan, index: int, _: str) -> None:
+        self.skews[index] += timedelta(seconds=3600 * (2 * act["share"] - 1))
+
+    async def _rebalance(self, *_: Any) -> None:
+        self.group.disturb()
+
+    async def _restore(self, act: Plan, *_: Any) -> None:
+        backup = self.postgres.backup()
+        await asyncio.sleep(act["seconds"])
+        self.postgres.restore(backup)
+        self.reference.restored()
+
+    def _earlier(self, act: Plan, name: str) -> datetime | None:
+        """A time before a connector's watermark, to move it back to."""
+        row = self.postgres.checkpoints.get(name)
+        times = self.truths[name].times
+        to = times[int(act["share"] * len(times))]
+        return to if row is not None and to < row["last_ts"] else None
+
+    async def _edit(self, act: Plan, _: int, name: str) -> None:
+        to = self._earlier(act, name)
+        while to is not None:
+            try:
+                self.postgres.edit(name, last_ts=to)
+            except Wait:
+                await asyncio.sleep(0.1)
+                to = self._earlier(act, name)
+                continue
+            self.reference.moved(name, to)
+            return
+
+    # Operators, with the product's own code
+
+    async def _operate(self, what: Callable[[Pool], Awaitable[Any]]) -> Any:
+        """What an operator does, again until it works."""
+
+        async def patient() -> Any:
+            while True:
+                try:
+                    return await what(Pool(self.postgres))
+                except VerityError:
+                    await asyncio.sleep(1)
+
+        return await self.loop.spawn(OPERATOR, patient())
+
+    async def _set_paused(self, name: str, *, is_paused: bool) -> None:
+        await self._operate(
+            lambda pool: OperationStore(pool, OPERATOR).set_paused(
+                name, is_paused=is_paused, who=OPERATOR, reason=None
+            )
+        )
+        known = self.reference.known[name]
+        known.paused_at = self.loop.time() if is_paused else None
+
+    async def _pause(self, act: Plan, _: int, name: str) -> None:
+        async with self._one_operator():
+            await self._set_paused(name, is_paused=True)
+            await asyncio.sleep(act["seconds"])
+            await self._set_paused(name, is_paused=False)
+
+    async def _restart(self, act: Plan, _: int, name: str) -> None:
+        await self._operate(
+            lambda pool: SteeringStore(pool).request_restart(name, who=OPERATOR, reason=None)
+        )
+
+    async def _snapshot(self, act: Plan, _: int, name: str) -> None:
+        await self._operate(
+            lambda pool: OperationStore(pool, OPERATOR).request_snapshot(
+                name, who=OPERATOR, reason=None
+            )
+        )
+        self.reference.known[name].is_snapshot_due = True
+
+    async def _rewind(self, act: Plan, _: int, name: str) -> None:
+        async with self._one_operator():
+            await self._set_paused(name, is_paused=True)
+            await asyncio.sleep(3)
+            task = self.loop.spawn(OPERATOR, self._rewound(act, name))
+            await asyncio.wait({task})
+            task.exception()
+            await self._set_paused(name, is_paused=False)
+
+    async def _rewound(self, act: Plan, name: str) -> None:
+        settings = self.settings
+        store = SteeringStore(Pool(self.postgres))
+        reader = KafkaTopicReader(
+            settings.kafka,
+            settings.checkpoint_partitions,
+            settings.transaction_timeout,
+            self._clients(),
+        )
+        to = self._earlier(act, name)
+        if to is None:
+            return
+        try:
+            stored = await store.stored(name)
+            after = rewound(stored, await reader.last_checkpoint(name), to=to, cursor=None)
+            self.reference.moved(name, to)
+            await store.rewind(stored, after, who=OPERATOR, reason="simulated")
+        except VerityError:
+            self.reference.known[name].wish = None  # It did not happen, or nobody knows.
+
+    def _one_operator(self) -> asyncio.Lock:
+        if self._controls is None:
+            self._controls = asyncio.Lock()
+        return self._controls
+
+    # The run
+
+    async def main(self) -> None:
+        """All of it: work, faults, calm, and one more look."""
+        for index in range(len(self.lives)):
+            self.start(index)
+        acts = [asyncio.ensure_future(self._act(one)) for one in self.plan["acts"]]
+        for act in acts:
+            await act
+        await asyncio.sleep(CALM_SECONDS)
+        for wire in (self.postgres.wire, self.kafka.wire):
+            wire.lost_share = wire.slow_share = 0.0
+        for truth in self.truths.values():
+            truth.is_calm = True
+        last = max(truth.last_visible_at for truth in self.truths.values())
+        deadline = max(last, self.loop.time()) + END_SECONDS
+        while left := self.reference.left(self.postgres.checkpoints):
+            if self.loop.time() > deadline:
+                return self.fail(f"not within {END_SECONDS:g} s: {'; '.join(left)}")
+            await asyncio.sleep(1)
+        # One more pass: is anything repeated?
+        poll = max(one.poll_every for _, one in self.options.values())
+        await asyncio.sleep(poll.total_seconds() + 2)
+        return None
+
+
+@cache
+def settings_of(changed: bytes) -> StreamSettings:
+    """The settings as people have them, but for what a plan changes."""
+    return StreamSettings(worker_name="sim", **orjson.loads(changed))
+
+
+@cache
+def options_of(poll_every: float | None, lookback: float | None) -> ConnectorOptions:
+    """A connector's options; None is the default."""
+    given = {"poll_every": poll_every, "lookback": lookback}
+    return ConnectorOptions(
+        type=PLATFORM, **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _lookback_of(cls: Any, options: ConnectorOptions) -> float:
+    return ConnectorSpec("", cls, PLATFORM, {}, options).lookback.total_seconds()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    seed: int
+    violation: str
+    digest: str
+    steps: int
+    seconds: float
+    events: int
+    trace: list[str] | None = None
+
+
+_running: list[World] = []
+
+
+def _capture(_: Any, __: str, event: Any) -> Any:
+    if _running:
+        _running[-1].on_error(event)
+    raise structlog.DropEvent
+
+
+def install() -> None:
+    """What a whole process of runs needs: logs become alarms."""
+    structlog.configure(
+        processors=[_capture],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        cache_logger_on_first_use=False,
+    )
+    logging.disable(logging.CRITICAL)
+    # What the processes that were killed leave behind closes when it is collected.
+    sys.unraisablehook = lambda _: None
+
+
+def run(seed: int, plan: Plan | None = None, *, size: str = "full", trace: bool = False) -> Outcome:
+    """Run one world to its end."""
+    random.seed(seed)
+    gc.disable()  # A collection would end generators at a moment that no seed decides.
+    world = World(seed, draw(seed, size) if plan is None else plan, keep_trace=trace)
+    _running.append(world)
+    asyncio.set_event_loop(world.loop)
+    main = world.loop.create_task(world.main(), name="main")
+    main.add_done_callback(lambda _: world.loop.stop())
+    try:
+        world.loop.run_forever()
+    except Stuck:
+        world.fail(f"stuck: nothing is ready and nothing is due; {'; '.join(world.loop.waiting())}")
+    if main.done() and not main.cancelled() and (error := main.exception()) is not None:
+        world.fail(f"the world's own: {error!r}")
+    outcome = Outcome(
+        seed,
+        world.violation,
+        world.loop.digest,
+        world.loop.steps,
+        world.loop.time(),
+        sum(sum(known.events) for known in world.reference.known.values()),
+        world.loop.trace,
+    )
+    _running.pop()
+    world.loop.discard()
+    asyncio.set_event_loop(None)
+    if seed % 20 == 0:
+        gc.collect()
+    return outcome
