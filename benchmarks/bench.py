@@ -16,6 +16,8 @@ from benchmarks.workload import MemoryConnector
 from verity_sdk.chunks import Limits
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import create_pool, migrate
+from verity_stream.id_log import KafkaIdLog
+from verity_stream.ids import IdHasher
 from verity_stream.publisher import KafkaPublisher
 from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
 from verity_stream.relay import Relay
@@ -156,13 +158,15 @@ class RelayRun:
         self.status = WatchedStatus(self.connector_id, self.platform)
         self.store = WatchedCheckpoints(bench.pool)
         limits = Limits(settings.page_events, settings.page_wait, settings.fetch_timeout)
+        reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
         self.relay = Relay(
             spec,
             settings,
             source_of(self.connector, spec.lookback, limits, utc_now),
             bench.publisher(self.connector_id),
             self.store,
-            KafkaTopicReader(settings.kafka, settings.checkpoint_partitions),
+            reader,
+            KafkaIdLog(reader, settings.checkpoint_partitions, IdHasher(bytes(16))),
             bench.topics.ensure,
             self.status,
         )

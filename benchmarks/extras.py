@@ -15,11 +15,13 @@ from aiokafka import AIOKafkaProducer
 
 from benchmarks.bench import Bench, RelayRun, memory
 from benchmarks.workload import FIRST_AT, LiveConnector, Workload
+from verity_stream.ids import IdHasher, hashes_of
 from verity_stream.seen import SeenWindow
 
 WINDOW_IDS = 1_000_000
 STARTS = 15
 PAGES_OF_ONE = 300
+HASHER = IdHasher(bytes(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +134,19 @@ async def seen_window(_: Bench, __: Workload) -> list[Figure]:
 
 
 def _remember(window: SeenWindow, number: int, size: int) -> None:
-    ids = [f"{number}:{place}" for place in range(size)]
+    hashes = hashes_of(HASHER.hash("t", b"%d:%d" % (number, place)) for place in range(size))
     at = FIRST_AT + number * timedelta(milliseconds=size)
-    first = number * size
-    places = range(6) if size > 1 else (number % 6,)
-    offsets = dict.fromkeys(places, (first, first + size - 1))
-    for one in ids:
+    for one in hashes:
         window.claim(one)
-    window.remember(ids, at, {"verity.events.raw.bench": offsets})
+    window.remember(hashes, [at] * size, at, at)
+    window.forget_before(FIRST_AT)
+    window.changes()
+    window.seen()
 
 
 def _page_ms(window: SeenWindow, number: int, size: int) -> float:
     start = time.perf_counter()
     _remember(window, number, size)
-    window.forget_before(FIRST_AT)
-    window.seen()
     return 1000 * (time.perf_counter() - start)
 
 

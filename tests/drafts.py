@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from verity_stream.draft import Draft, Outlet
+from verity_stream.ids import IdHasher
 from verity_stream.records import EventEncoder, Headers, Origin, Record
 from verity_stream.seen import SeenWindow
 from verity_stream.source import NewDraft
+from verity_stream.topic_reader import ID_HEADERS
 
 RECORD_BYTES_MAX = 1_000_000
+HASHER = IdHasher(bytes(16))
 
 
 class ListPage:
@@ -22,8 +25,15 @@ class ListPage:
     def record_count(self) -> int:
         return len(self.records)
 
-    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
-        self.records.append(Record(topic, key, value, headers))
+    def add(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        partition: int | None = None,
+    ) -> None:
+        self.records.append(Record(topic, key, value, headers, partition))
 
 
 class NoPublisher:
@@ -46,6 +56,7 @@ def outlet(
     return Outlet(
         NoPublisher(),  # type: ignore[arg-type]
         SeenWindow(1_000_000) if window is None else window,
+        HASHER,
         EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX, platform),
         _nothing,
         lambda: Origin(connector_id, "acme", "2026-02-03T04:05:06.000007Z"),
@@ -55,3 +66,16 @@ def outlet(
 
 def new_draft(connector_id: str = "acme-1") -> NewDraft:
     return partial(Draft, outlet(connector_id))
+
+
+def ids_of(draft: Draft) -> list[str]:
+    """The ids of a draft's records; those that the window is to remember are the same."""
+    assert isinstance(draft.page, ListPage)
+    ids = [
+        (record.topic, value)
+        for record in draft.page.records
+        for name, value in record.headers
+        if name in ID_HEADERS
+    ]
+    assert list(draft.hashes) == [HASHER.hash(*one) for one in ids]
+    return [value.decode() for _, value in ids]

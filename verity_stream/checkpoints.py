@@ -13,7 +13,7 @@ from verity_sdk.times import as_utc
 from verity_stream.database import database_errors
 from verity_stream.records import (
     Checkpoint,
-    Seen,
+    SeenInTopics,
     decode_seen,
     encode_seen,
 )
@@ -107,16 +107,16 @@ class PostgresCheckpoints:
     async def adopt(self, connector_id: str) -> None:
         """Make the row one of our cluster.
 
-        The offsets from which ids are read back are another cluster's: here the ids can stand
-        anywhere from the beginning on.
+        Where the ids are still to be read back from offsets, those are another cluster's: here
+        they can stand anywhere from the beginning on.
         """
         stored = await self.load(connector_id)
         if stored is None:
             return
         seen = stored.seen
-        if seen is not None:
+        if isinstance(seen, SeenInTopics):
             start = {topic: dict.fromkeys(places, 0) for topic, places in seen.start.items()}
-            seen = Seen(start, seen.newest_at)
+            seen = SeenInTopics(start, seen.newest_at)
         async with database_errors("taking over the checkpoint"):
             await self._pool.execute(
                 "UPDATE connector_checkpoints SET kafka_cluster = $2, seen = $3 "

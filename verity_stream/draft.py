@@ -13,6 +13,7 @@ from typing import Any
 
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
+from verity_stream.ids import IdHasher, hashes_of
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     DeadLetter,
@@ -46,6 +47,7 @@ class Outlet:
         self,
         publisher: Publisher,
         window: SeenWindow,
+        hasher: IdHasher,
         encoder: EventEncoder,
         ensure_topics: Callable[[Iterable[str]], Awaitable[None]],
         origin: Callable[[], Origin],
@@ -53,6 +55,7 @@ class Outlet:
     ) -> None:
         self.publisher = publisher
         self.window = window
+        self.hasher = hasher
         self.encoder = encoder
         self.origin = origin
         self.record_bytes_max = record_bytes_max
@@ -78,7 +81,8 @@ class Draft:
         page: The records, for the publisher.
         times: When its events occurred, in their order, repeats among them.
         fresh_times: The same without the repeats.
-        ids: What the seen window is to remember once the page is out.
+        hashes: The ids that the seen window is to remember with the page: those of the fresh
+            events, in their order, and then those of the dead letters.
         gaps: What is known to be missing; add to it.
         size_bytes: Of all that was added.
     """
@@ -87,12 +91,13 @@ class Draft:
         self.page = outlet.publisher.new_page()
         self.times: list[datetime] = []
         self.fresh_times: list[datetime] = []
-        self.ids: list[str] = []
+        self.hashes = hashes_of()
         self.gaps: list[Gap] = []
         self.size_bytes = 0
         self.is_empty, self.is_full = True, False
         self._outlet = outlet
         self._encode = outlet.encoder.encode
+        self._hash = outlet.hasher.hash
         self._claim = outlet.window.claim
         self._open_topics = outlet.open_topics
         self._events_max = events_max
@@ -116,7 +121,7 @@ class Draft:
     def add(self, event: Any, /) -> Awaitable[None] | None:
         """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
-            event_id, id_header, occurred_at, topic, key, value, altered = self._encode(event)
+            id_header, occurred_at, topic, key, value, altered = self._encode(event)
         except Malformed as error:
             self._bury(dead_event(self.origin, event, str(error), self._part_bytes))
             return None
@@ -124,7 +129,8 @@ class Draft:
             return self._add_to_new_topic(topic, event)
         self._grow(len(value))
         self.times.append(occurred_at)
-        if self._claim(event_id):
+        hashed = self._hash(topic, id_header)
+        if self._claim(hashed):
             headers = [("event_id", id_header), *self._headers]
             if altered is not None:
                 headers.append(("altered", altered))
@@ -132,7 +138,7 @@ class Draft:
                 self._letters.append(letter)
                 self.size_bytes += letter.size_bytes
             self.page.add(topic, key, value, headers)
-            self.ids.append(event_id)
+            self.hashes.append(hashed)
             self.fresh_times.append(occurred_at)
         if self._count < self._turn_at:
             return None
@@ -166,9 +172,8 @@ class Draft:
     async def finish(self) -> PageSummary:
         """Add the dead letters and the gaps; nothing may be added after that."""
         outlet = self._outlet
-        event_count = len(self.ids)
-        letters = [one for one in self._letters if all(map(outlet.window.claim, one.ids))]
-        self.ids += [one for letter in letters for one in letter.ids]
+        event_count = len(self.hashes)
+        letters = [letter for letter in self._letters if self._is_fresh(letter)]
         records = [record for letter in letters for record in letter.records]
         self.gaps = [sound_gap(gap) for gap in self.gaps]
         records += [gap_record(self.origin, gap) for gap in self.gaps]
@@ -181,3 +186,12 @@ class Draft:
             dead_count=len(letters),
             gap_count=len(self.gaps),
         )
+
+    def _is_fresh(self, letter: DeadLetter) -> bool:
+        """Whether none of a dead letter's ids was in this topic before; they are from now on."""
+        topic = letter.records[0].topic
+        hashes = [self._hash(topic, one.encode()) for one in letter.ids]
+        if any(hashed in self._outlet.window for hashed in hashes):
+            return False
+        self.hashes.extend(filter(self._claim, hashes))
+        return True

@@ -18,6 +18,7 @@ POINTS = (
     "after_claim",
     "after_fence",
     "after_read_back",
+    "after_ids_read",
     "before_fetch",
     "after_fetch",
     "after_begin",

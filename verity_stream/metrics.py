@@ -49,6 +49,10 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
         "forgotten_count",
         "Ids forgotten early because the seen window was full: their repeats can pass.",
     ),
+    "verity_ids_lost": (
+        "lost_count",
+        "Ids that the log of ids lacked at a start: those that the raw topics lack, too, can pass.",
+    ),
 }
 GAUGES: Mapping[str, tuple[str, str]] = {
     "verity_checkpoint_version": ("version", "Version of the checkpoint, one more a page."),

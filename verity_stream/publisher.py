@@ -18,7 +18,7 @@ the records may be visible.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, Verity
 from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.failpoints import passing
 from verity_stream.placement import partition_of_key
-from verity_stream.records import Headers, Offsets, Record
+from verity_stream.records import Headers, Offsets, Place, Record
 
 logger = structlog.get_logger(__name__)
 
@@ -55,8 +55,15 @@ class OutgoingPage(Protocol):
     def record_count(self) -> int:
         """How many were added."""
 
-    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
-        """Add a record of a topic that was opened."""
+    def add(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        partition: int | None = None,
+    ) -> None:
+        """Add a record of a topic that was opened; without a partition the key has one."""
 
 
 class Publisher(Protocol):
@@ -74,16 +81,17 @@ class Publisher(Protocol):
     async def publish(
         self,
         page: Any,
-        seal: Callable[[Offsets], Record] | None = None,
-        sealed_in: tuple[str, bytes] | None = None,
+        seal: Callable[[Offsets], Sequence[Record]] | None = None,
+        sealed_in: Collection[Place] = (),
     ) -> Offsets:
-        """Publish a page and then, with the offsets it took, the record that seals it.
+        """Publish a page and then, with the offsets it took, the records that seal it.
 
         Args:
             page: One of `new_page` that was filled, or records.
-            seal: Makes the last record.
-            sealed_in: That record's topic and key, where they are known: its partition then joins
-                the transaction together with the others, which saves a round trip.
+            seal: Makes the last records. Outside of a transaction each is awaited before the next
+                is sent.
+            sealed_in: Where they go, if that is known: these partitions then join the transaction
+                together with the others, which saves a round trip.
         """
 
     async def close(self) -> None:
@@ -158,9 +166,16 @@ class Batches:
         """How many records were added."""
         return sum(batch.record_count() for _, _, batch in self._all)
 
-    def add(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+    def add(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        partition: int | None = None,
+    ) -> None:
         """Add a record to its partition's batch."""
-        place = topic, self._partitions[topic][key]
+        place = topic, self._partitions[topic][key] if partition is None else partition
         batch = self._filling.get(place) or self._begin(*place)
         if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
             # It is full; a new one takes its first record whatever its size.
@@ -254,8 +269,8 @@ class KafkaPublisher:
     async def publish(
         self,
         page: Batches | Iterable[Record],
-        seal: Callable[[Offsets], Record] | None = None,
-        sealed_in: tuple[str, bytes] | None = None,
+        seal: Callable[[Offsets], Sequence[Record]] | None = None,
+        sealed_in: Collection[Place] = (),
     ) -> Offsets:
         """Publish one page; see the module's contract."""
         try:
@@ -270,23 +285,24 @@ class KafkaPublisher:
     async def _publish(
         self,
         page: Batches | Iterable[Record],
-        seal: Callable[[Offsets], Record] | None,
-        sealed_in: tuple[str, bytes] | None,
+        seal: Callable[[Offsets], Sequence[Record]] | None,
+        sealed_in: Collection[Place],
     ) -> Offsets:
         producer = self._started
         if self._is_transactional:
             await producer.begin_transaction()
-            if sealed_in is not None:
-                topic, key = sealed_in
+            for topic, partition in sealed_in:
                 await self.open_topic(topic)
-                producer._txn_manager.maybe_add_partition_to_txn(
-                    TopicPartition(topic, self._partitions[topic][key])
-                )
+                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, partition))
         passing("after_begin")
         offsets = await self._send(producer, page)
         passing("after_publish")
-        if seal is not None:
-            await self._send(producer, [seal(offsets)])
+        seals = () if seal is None else seal(offsets)
+        if self._is_transactional:
+            await self._send(producer, seals)
+        else:
+            for record in seals:
+                await self._send(producer, [record])
         passing("before_commit")
         # Every acknowledgement was awaited above. Committing with one outstanding would commit
         # the rest of the page if that one failed.

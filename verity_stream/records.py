@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import struct
+import sys
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -51,6 +54,8 @@ GAPS_TOPIC = "verity.connector.gaps"
 IDS_TOPIC = "verity.connector.ids"
 
 Headers = list[tuple[str, bytes]]
+Place = tuple[str, int]
+"""A topic's partition."""
 Offsets = dict[str, dict[int, tuple[int, int]]]
 """Topic → partition → the first and last offset that a page took there."""
 
@@ -71,12 +76,16 @@ def permissions_topic(platform: str) -> str:
 
 
 class Record(NamedTuple):
-    """One record to publish; the partition follows from the key."""
+    """One record to publish; the partition follows from the key, unless it is given.
+
+    Without a value it removes its key from a compacted topic.
+    """
 
     topic: str
     key: bytes | None
-    value: bytes
+    value: bytes | None
     headers: Headers
+    partition: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +105,9 @@ class Origin:
         ]
 
 
-EncodedEvent: TypeAlias = tuple[str, bytes, datetime, str, bytes, bytes, bytes | None]
-"""An event as it goes to Kafka, but for the headers that its whole page shares: the source's id as
-text and in UTF-8, when it occurred (aware UTC), topic, key, value, and the header `altered` where
+EncodedEvent: TypeAlias = tuple[bytes, datetime, str, bytes, bytes, bytes | None]
+"""An event as it goes to Kafka, but for the headers that its whole page shares: the source's id
+in UTF-8, when it occurred (aware UTC), topic, key, value, and the header `altered` where
 something of it could not be written as it is.
 
 There is one for every event; a tuple with names takes seven times as long to make."""
@@ -201,7 +210,7 @@ class EventEncoder:
                 f"the event is {size} bytes, more than the {self._record_bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
-        return identity, id_header, at, topic, key, value, altered
+        return id_header, at, topic, key, value, altered
 
     def _utc(self, at: Any) -> datetime:
         """A time that is not UTC yet; naive ones are warned of once."""
@@ -247,7 +256,7 @@ class DeadLetter(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Of its records' values."""
-        return sum(len(record.value) for record in self.records)
+        return sum(len(record.value or b"") for record in self.records)
 
 
 def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> DeadLetter:
@@ -376,7 +385,20 @@ def sound_gap(gap: Any) -> Gap:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Where the ids to remember begin in the raw topics, and up to which time they reach.
+    """Which slots of the log of ids hold what is to be remembered.
+
+    Attributes:
+        slots_from: The number of the first; those below hold nothing any more.
+        count: How many ids they hold, at least. A log with fewer has lost some.
+    """
+
+    slots_from: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenInTopics:
+    """What checkpoints said before there was a log of ids: where they begin in the raw topics.
 
     Attributes:
         start: Topic → partition → the first offset to read back.
@@ -397,7 +419,7 @@ class Checkpoint:
         last_ts: The watermark.
         cursor: The connector's own position, if it has one.
         complete_through: Up to when every event is out, as far as the source can tell.
-        seen: Where the ids to remember begin; None after an edit.
+        seen: Where the ids to remember are; None after an edit, which forgets them.
         collected_from: The connector's beginning: from then on its events are collected. None
             where it was not known yet, as in what older versions wrote.
     """
@@ -408,7 +430,7 @@ class Checkpoint:
     last_ts: datetime
     cursor: Mapping[str, Any] | None = None
     complete_through: datetime | None = None
-    seen: Seen | None = None
+    seen: Seen | SeenInTopics | None = None
     collected_from: datetime | None = None
 
     @property
@@ -454,14 +476,14 @@ def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSumma
     return Record(CHECKPOINTS_TOPIC, key, value, origin.headers("checkpoint/1"))
 
 
-def decode_checkpoint(value: bytes) -> Checkpoint:
+def decode_checkpoint(value: bytes | None) -> Checkpoint:
     """Read a checkpoint record.
 
     Raises:
         Malformed: The value is not one.
     """
     try:
-        body = orjson.loads(value)
+        body = orjson.loads(value or b"")
         return Checkpoint(
             connector_id=body["connector_id"],
             version=body["version"],
@@ -492,10 +514,12 @@ def newer_checkpoint(held: bytes | None, incoming: bytes | None) -> bytes | None
     return held if is_older else incoming
 
 
-def encode_seen(seen: Seen | None) -> dict[str, Any] | None:
+def encode_seen(seen: Seen | SeenInTopics | None) -> dict[str, Any] | None:
     """`Seen` as a JSON value."""
     if seen is None:
         return None
+    if isinstance(seen, Seen):
+        return {"from": seen.slots_from, "count": seen.count}
     start = {
         topic: {str(partition): offset for partition, offset in offsets.items()}
         for topic, offsets in seen.start.items()
@@ -503,15 +527,76 @@ def encode_seen(seen: Seen | None) -> dict[str, Any] | None:
     return {"start": start, "newest_at": format_utc(seen.newest_at)}
 
 
-def decode_seen(body: Mapping[str, Any] | None) -> Seen | None:
+def decode_seen(body: Mapping[str, Any] | None) -> Seen | SeenInTopics | None:
     """`Seen` from JSON; raises KeyError, ValueError, TypeError or Malformed if it is none."""
     if body is None:
         return None
+    if "from" in body:
+        return Seen(int(body["from"]), int(body["count"]))
     start = {
         topic: {int(partition): int(offset) for partition, offset in offsets.items()}
         for topic, offsets in body["start"].items()
     }
-    return Seen(start, parse_utc(body["newest_at"]))
+    return SeenInTopics(start, parse_utc(body["newest_at"]))
+
+
+# The log of ids. No JSON, and no headers: it is read as a whole at every start.
+
+ID_KEY_KEY = b"\0key"
+"""The key of the record with the hashes' key. No connector's id is empty."""
+
+_SLOT = struct.Struct("<B4sq")
+_SLOT_FORMAT = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def slot_key(connector_id: str, number: int) -> bytes:
+    """The key of a slot of a connector's ids."""
+    return b"%b\0%d" % (connector_id.encode(), number)
+
+
+def decode_slot_key(key: bytes) -> tuple[str, int]:
+    """Whose slot it is, and its number.
+
+    Raises:
+        Malformed: It is no slot's key.
+    """
+    connector_id, _, number = key.partition(b"\0")
+    try:
+        return connector_id.decode(), int(number)
+    except ValueError as error:
+        raise Malformed(f"not the key of a slot: {key!r}") from error
+
+
+def encode_slot(fingerprint: bytes, newest_at: datetime, hashes: array[int]) -> bytes:
+    """A slot's value: format, whose hashes, the newest event's time, and 8 bytes an id."""
+    head = _SLOT.pack(_SLOT_FORMAT, fingerprint, (newest_at - _EPOCH) // _MICROSECOND)
+    return head + _little_endian(hashes).tobytes()
+
+
+def decode_slot(value: bytes) -> tuple[bytes, datetime, array[int]]:
+    """The fingerprint of the hashes' key, the newest event's time, and the hashes.
+
+    Raises:
+        Malformed: It is no slot.
+    """
+    try:
+        slot_format, fingerprint, newest = _SLOT.unpack_from(value)
+        if slot_format != _SLOT_FORMAT:
+            raise Malformed(f"a slot of format {slot_format}, which this version does not know")
+        hashes = array("Q")
+        hashes.frombytes(value[_SLOT.size :])
+        return fingerprint, _EPOCH + newest * _MICROSECOND, _little_endian(hashes)
+    except (struct.error, ValueError, OverflowError) as error:
+        raise Malformed(f"not a slot of ids: {error}") from error
+
+
+def _little_endian(hashes: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        hashes = hashes[:]
+        hashes.byteswap()
+    return hashes
 
 
 def _optional_time(at: datetime | None) -> str | None:

@@ -16,17 +16,17 @@ the topic what became of that page.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, cast
 
 import structlog
 
 from verity_sdk.connector_base import FIRST_SINCE
-from verity_sdk.errors import Fenced, Misconfigured, Unavailable
+from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_sdk.times import format_utc
 from verity_stream.checkpoints import (
     CheckpointStore,
@@ -37,25 +37,42 @@ from verity_stream.checkpoints import (
 )
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
+from verity_stream.id_log import IdLog, Slots, slot_records
+from verity_stream.ids import hashes_of
+from verity_stream.placement import partition_for
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
-    GAPS_TOPIC,
+    IDS_TOPIC,
     Checkpoint,
     EventEncoder,
     Offsets,
     Origin,
     PageSummary,
     Record,
+    Seen,
+    SeenInTopics,
     checkpoint_record,
+    dead_topic,
+    decode_slot,
+    raw_topic,
 )
-from verity_stream.seen import SeenWindow
+from verity_stream.seen import SLOT_IDS_MAX, SeenWindow
 from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.source import Clock, RelayPage, Source, earlier
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import TopicReader
 
 logger = structlog.get_logger(__name__)
+
+RESTORED_WITHOUT_REST = 20_000
+"""After so many ids other tasks have their turn: some 10 ms."""
+
+RECOVERED_TOGETHER = 4096
+"""Ids that are read back from the topics share a slot with so many others."""
+
+PUBLISHED_MARGIN = timedelta(hours=1)
+"""An event is published after it occurred, by clocks that differ."""
 
 
 class Relay:
@@ -68,6 +85,7 @@ class Relay:
         publisher: A fresh one; the relay starts and closes it.
         store: The checkpoints in Postgres.
         reader: What was committed to Kafka.
+        ids: The log of ids.
         ensure_topics: Makes sure that topics exist before something is published to them.
         status: What people see; the relay keeps it up to date.
         clock: The present, aware UTC.
@@ -81,6 +99,7 @@ class Relay:
         publisher: Publisher,
         store: CheckpointStore,
         reader: TopicReader,
+        ids: IdLog,
         ensure_topics: Callable[[Iterable[str]], Awaitable[None]],
         status: Status,
         clock: Clock = utc_now,
@@ -91,14 +110,18 @@ class Relay:
         self._publisher = publisher
         self._store = store
         self._reader = reader
+        self._ids = ids
+        self._partition = partition_for(spec.connector_id, settings.checkpoint_partitions)
         self._ensure_topics = ensure_topics
         self._status = status
         self._clock = clock
-        self._window = SeenWindow(settings.seen_window_ids)
         record_bytes_max = settings.kafka.max_record_bytes
+        slot_ids_max = min(SLOT_IDS_MAX, record_bytes_max // 16)
+        self._window = SeenWindow(settings.seen_window_ids, slot_ids_max)
         self._outlet = Outlet(
             publisher,
             self._window,
+            ids.hasher,
             EventEncoder(
                 spec.connector_id,
                 spec.options.partition_by,
@@ -166,6 +189,7 @@ class Relay:
         """Claim, fence, read back, read the epoch again, and make the two stored views equal."""
         connector_id = self._spec.connector_id
         provenance = await self._store.provenance(connector_id)
+        is_moved = provenance.other_cluster is not None
         if provenance.other_cluster is not None:
             self._is_of_another_cluster(provenance.other_cluster)
             await self._store.adopt(connector_id)
@@ -199,13 +223,8 @@ class Relay:
         if checkpoint.collected_from is None or start.publish:
             checkpoint = self._begun(checkpoint)
         self._hold(checkpoint)
-        if start.checkpoint.seen is not None:
-            await self._ensure_topics(start.checkpoint.seen.start)
-            seen, forgotten = start.checkpoint.seen, 0
-            async for ids in self._reader.published_ids(connector_id, seen.start):
-                forgotten += self._window.restore(ids, seen)
-            self._report_forgotten(forgotten)
-        if start.publish:
+        is_recovered = await self._remember(start.checkpoint, is_moved=is_moved)
+        if start.publish or is_recovered:
             await self._publish_position(checkpoint)
         self._log.info(
             "relay.started",
@@ -224,6 +243,105 @@ class Relay:
             replace(checkpoint, collected_from=known), self._spec.retention, self._clock()
         )
         return replace(checkpoint, collected_from=began_at)
+
+    async def _remember(self, checkpoint: Checkpoint, *, is_moved: bool) -> bool:
+        """Read the seen window back, as it was when this checkpoint was published.
+
+        Args:
+            is_moved: The checkpoint comes from another cluster, whose log is not ours.
+
+        Returns:
+            Whether ids were recovered, or given up, that the log lacks: the checkpoint is to be
+            published together with what is known now.
+        """
+        seen, window = checkpoint.seen, self._window
+        begin = earlier(checkpoint.last_ts, self._spec.lookback)
+        await self._ensure_topics({IDS_TOPIC})
+        slots = await self._ids.slots(self._spec.connector_id)
+        passing("after_ids_read")
+        found = await self._restore(seen if isinstance(seen, Seen) else None, slots)
+        lost = seen.count - found if isinstance(seen, Seen) else 0
+        window.forget_before(begin)
+        if isinstance(seen, SeenInTopics):
+            await self._ensure_topics(seen.start)
+            recovered = await self._recover(seen.start, checkpoint.last_ts, begin)
+            self._log.info("relay.seen_window_taken_over", recovered_ids=recovered)
+        elif lost > 0:
+            since = earlier(begin, PUBLISHED_MARGIN)
+            start = await self._reader.offsets_since(self._topics(), since)
+            recovered = await self._recover(start, checkpoint.last_ts, begin)
+            self._ids_are_lost(lost, recovered, is_moved=is_moved)
+        return lost > 0 or isinstance(seen, SeenInTopics)
+
+    async def _restore(self, seen: Seen | None, slots: Slots) -> int:
+        """Take in what the log has; returns how many ids that were."""
+        window, unrested = self._window, 0
+        for number in window.expect(seen, slots):
+            try:
+                fingerprint, newest_at, hashes = decode_slot(slots[number])
+            except Malformed:
+                fingerprint = b""
+            if fingerprint != self._ids.hasher.fingerprint:
+                window.drop(number)  # Hashes of another key, or of a version to come.
+                continue
+            window.restore(number, newest_at, hashes)
+            unrested += len(hashes)
+            if unrested > RESTORED_WITHOUT_REST:
+                unrested = 0
+                await asyncio.sleep(0)
+        return window.seen().count
+
+    async def _recover(
+        self, start: Mapping[str, Mapping[int, int]], others_at: datetime, begin: datetime
+    ) -> int:
+        """Take ids that the log lacks from the topics of events and dead letters.
+
+        Args:
+            start: From where on.
+            others_at: The time of those whose own is not known.
+            begin: What is older need not be remembered.
+
+        Returns:
+            How many were found.
+        """
+        window, hash_of, now = self._window, self._ids.hasher.hash, self._clock()
+        recovered = 0
+        hashes, times = hashes_of(), list[datetime]()
+
+        def remember() -> None:
+            self._report_forgotten(window.remember(hashes, times, others_at, now))
+            window.forget_before(begin)
+
+        async for found in self._reader.published_ids(self._spec.connector_id, start):
+            for topic, identity, at in found:
+                hashed = hash_of(topic, identity)
+                if window.claim(hashed):
+                    recovered += 1
+                    hashes.append(hashed)
+                    times.append(others_at if at is None else at)
+            if len(hashes) >= RECOVERED_TOGETHER:
+                remember()
+                hashes, times = hashes_of(), []
+        remember()
+        return recovered
+
+    def _topics(self) -> set[str]:
+        """Where the connector's events and dead letters are; empty: wherever they may be."""
+        platform = self._spec.declared_platform
+        return set() if platform is None else {raw_topic(platform), dead_topic(platform)}
+
+    def _ids_are_lost(self, lost: int, recovered: int, *, is_moved: bool) -> None:
+        """The log has less than the checkpoint says: it lost its end, or was made anew."""
+        if is_moved:  # As it was announced: another cluster's log is not here.
+            self._log.info("relay.seen_window_moved", recovered_ids=recovered)
+            return
+        self._status.lost_count += lost
+        self._log.error(
+            "relay.seen_window_lost",
+            lost_ids=lost,
+            recovered_ids=recovered,
+            topic=IDS_TOPIC,
+        )
 
     def _hold(self, checkpoint: Checkpoint) -> None:
         """This is the last position that is in the topic and in Postgres."""
@@ -346,24 +464,31 @@ class Relay:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
 
     async def _publish(self, draft: Draft, summary: PageSummary, after: Checkpoint) -> Checkpoint:
-        """One transaction: the records, and the checkpoint that says where they ended up."""
-        newest_at = max(draft.fresh_times, default=after.last_ts)
+        """One transaction: the records, their ids, and the checkpoint that says where they are."""
+        window = self._window
+        self._report_forgotten(
+            window.remember(draft.hashes, draft.fresh_times, after.last_ts, self._clock())
+        )
+        window.forget_before(earlier(after.last_ts, self._spec.lookback))
+        written, gone = slot_records(
+            after.connector_id, self._partition, self._ids.hasher, window.changes()
+        )
+        after = replace(after, seen=window.seen())
 
-        def seal(offsets: Offsets) -> Record:
-            nonlocal after
-            places = {topic: taken for topic, taken in offsets.items() if topic != GAPS_TOPIC}
-            self._report_forgotten(self._window.remember(draft.ids, newest_at, places))
-            self._window.forget_before(earlier(after.last_ts, self._spec.lookback))
-            after = replace(after, seen=self._window.seen())
-            return checkpoint_record(draft.origin, after, replace(summary, offsets=offsets))
+        def seal(offsets: Offsets) -> list[Record]:
+            sealed = replace(summary, offsets=offsets)
+            record = checkpoint_record(draft.origin, after, sealed)
+            # Without a transaction the order counts: ids that the checkpoint tells of are there,
+            # and those of an older checkpoint are not gone yet.
+            return [*written, record._replace(partition=self._partition), *gone]
 
+        topics = {CHECKPOINTS_TOPIC, IDS_TOPIC} if written or gone else {CHECKPOINTS_TOPIC}
+        places = [(topic, self._partition) for topic in sorted(topics)]
         await self._outlet.open_topic(CHECKPOINTS_TOPIC)
         time = asyncio.get_running_loop().time
         began = time()
         try:
-            await self._publisher.publish(
-                draft.page, seal, (CHECKPOINTS_TOPIC, after.connector_id.encode())
-            )
+            await self._publisher.publish(draft.page, seal, places)
             self._status.commit_seconds.observe([time() - began])
         except Fenced as error:
             # A transaction that the broker timed out looks the same; only the epoch can tell.

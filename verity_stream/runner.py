@@ -24,12 +24,15 @@ from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.database import Pools, close_pool, open_pools
+from verity_stream.id_log import KafkaIdLog, agree_on_key, new_id_key
+from verity_stream.ids import IdHasher
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.publisher import KafkaPublisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
+    IDS_TOPIC,
     dead_topic,
     permissions_topic,
     raw_topic,
@@ -111,6 +114,7 @@ class ConnectorRunner:
         clients: Makes Kafka's clients.
         open_pools: Connects to Postgres.
         new_snapshot_id: Makes an id that no other snapshot has.
+        new_id_key: Makes the key of the hashes of ids, where the installation has none yet.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class ConnectorRunner:
         clients: Clients = AIOKAFKA,
         open_pools: Callable[[StreamSettings], Awaitable[Pools]] = open_pools,
         new_snapshot_id: Callable[[], str] = new_snapshot_id,
+        new_id_key: Callable[[], bytes] = new_id_key,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -130,6 +135,7 @@ class ConnectorRunner:
         self._clients = clients
         self._open_pools = open_pools
         self._new_snapshot_id = new_snapshot_id
+        self._new_id_key = new_id_key
         self._connectors = [
             _Supervised(
                 spec,
@@ -154,6 +160,7 @@ class ConnectorRunner:
         self._reader = KafkaTopicReader(
             settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout, clients
         )
+        self._ids: KafkaIdLog | None = None
         self._store: PostgresCheckpoints | None = None
         self._operation: OperationStore | None = None
         self._is_database_down = False
@@ -174,11 +181,22 @@ class ConnectorRunner:
         self._store = PostgresCheckpoints(self._pool, cluster)
         self._operation = OperationStore(self._pool, settings.worker_name)
         platforms = {one.spec.platform for one in self._connectors}
-        names = {CHECKPOINTS_TOPIC, GAPS_TOPIC}
+        names = {CHECKPOINTS_TOPIC, IDS_TOPIC, GAPS_TOPIC}
         for platform in platforms:
             names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
         await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
         await self._topics.warn_of_differences(worker_topics(settings, platforms))
+        key = await patiently(self._agree_on_key, settings.broker_wait_seconds)
+        self._ids = KafkaIdLog(self._reader, settings.checkpoint_partitions, IdHasher(key))
+
+    async def _agree_on_key(self) -> bytes:
+        publisher = KafkaPublisher(
+            self._settings.kafka,
+            transactional_id=None,
+            transaction_timeout=self._settings.transaction_timeout,
+            clients=self._clients,
+        )
+        return await agree_on_key(self._pool, self._reader, publisher, self._new_id_key)
 
     def hold(self) -> None:
         """Start nothing until the next `assign`; what runs goes on."""
@@ -218,6 +236,8 @@ class ConnectorRunner:
         await self.revoke()
         if self._operation is not None:
             await self._report()
+        if self._ids is not None:
+            self._ids.close()
         pools = [pool for pool in (self._pool, self._connector_pool) if pool is not None]
         self._pool = self._connector_pool = None
         await asyncio.gather(*map(close_pool, pools))
@@ -328,6 +348,7 @@ class ConnectorRunner:
         """One life of a connector: a new instance, a new producer, a new relay."""
         spec, settings = one.spec, self._settings
         assert self._store is not None  # noqa: S101 - start() comes first
+        assert self._ids is not None  # noqa: S101 - so does it
         connector: BaseConnector | None = None
         report_wait.set(shown_as_backing_off(one.status, asyncio.current_task()))
         try:
@@ -345,6 +366,7 @@ class ConnectorRunner:
                 self._publisher(f"verity.{spec.connector_id}"),
                 self._store,
                 self._reader,
+                self._ids,
                 self._topics.ensure,
                 one.status,
                 self._clock,

@@ -2,176 +2,281 @@
 
 Sources repeat events: windows overlap, pages are asked for again, late events make a
 connector look back. The window remembers the ids of published events that may still come
-again, that is those since `watermark − lookback`, as 64-bit hashes in the order of their
-pages. The raw topic is its only store: every checkpoint says from which offsets the ids
-have to be read back at the next start.
+again, that is those since `watermark − lookback`, as 64-bit hashes.
 
-Two ids with the same hash would lose an event: with a million ids remembered, once in 10^13
-events. Python's string hash is seeded anew in every process, so nobody can aim at it.
+They are kept in numbered *slots*, which are also what stands in the log of ids: a page's ids
+are a slot, small pages share one, and a slot leaves when the window has passed all of it. The log
+is the window's only store, whatever becomes of the raw topics: a page's slots are written in the
+page's own transaction, and a start reads them back as they were.
 """
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from verity_stream.records import Offsets, Seen
+from verity_stream.ids import IdTable, hashes_of
+from verity_stream.records import Seen
 
-PAGES_EXACT = 1000
-"""Beyond so many pages small ones are kept as one: each costs memory and, at every page, time."""
+SHARED_IDS_MAX = 64
+"""A slot with fewer ids takes in the next page, and is written again: at most so many for nothing.
+Without, a connector of small pages would have a slot, some 400 bytes, for every id."""
 
-MERGED_IDS_MAX = 4096
-MERGED_SPAN = timedelta(minutes=1)
-"""Pages kept as one hold at most so many ids, and of this span: they are forgotten together."""
+SHARED_SPAN = timedelta(minutes=1)
+"""Pages share a slot only this far: they are forgotten together."""
 
+SLOT_IDS_MAX = 16_384
+"""128 KB: more are cut into several slots. No record is longer than a batch."""
 
-Place = tuple[str, int]
-"""A topic's partition."""
+GONE_MAX = 256
+"""So many slots are taken out of the log with a page: an edit may leave thousands."""
 
 
 @dataclass(slots=True)
-class _PageIds:
+class Slot:
+    """Ids that are kept, and forgotten, together.
+
+    Attributes:
+        number: Ascends; a later page's is higher.
+        newest_at: None of their events occurred after this.
+        first_at: `newest_at` of the page that opened it.
+        is_in_log: Whether it was written, so that it has to be taken out of the log.
+    """
+
+    number: int
     hashes: array[int]
     newest_at: datetime
-    start: dict[Place, int]
     first_at: datetime
+    is_in_log: bool = False
+
+
+class Changes(NamedTuple):
+    """What a page has to write to the log of ids."""
+
+    written: list[Slot]
+    gone: list[int]
 
 
 class SeenWindow:
-    """The ids of one connector's published events, page by page, bounded.
+    """The ids of one connector's published events, slot by slot, bounded.
 
     Args:
-        ids_max: At the bound the oldest page is forgotten early, which the caller must report:
+        ids_max: At the bound the oldest slot is forgotten early, which the caller must report:
             from then on a repeat can pass.
+        slot_ids_max: The most that a record of the log holds.
     """
 
-    def __init__(self, ids_max: int) -> None:
+    def __init__(self, ids_max: int, slot_ids_max: int = SLOT_IDS_MAX) -> None:
         self._ids_max = ids_max
-        self._hashes: set[int] = set()
-        self._pages: deque[_PageIds] = deque()
-        # Page after page a partition's offsets ascend: the first page that has some of it has the
-        # least. So dropping a page need not look at all others.
-        self._first: dict[Place, int] = {}
-        self._last: dict[Place, int] = {}
+        self._slot_ids_max = slot_ids_max
+        self._table = IdTable()
+        self._slots: dict[int, Slot] = {}
+        # The numbers in order. A dict from whose front much is removed takes long to find its
+        # first entry; here what is gone leaves once it stands in front.
+        self._order: deque[int] = deque()
+        self._due: list[tuple[datetime, int]] = []
+        self._next = 1
+        self._count = 0
+        # How far ahead of the present its events are → the slot that takes in more of them.
+        self._shared: dict[int, int] = {}
+        self._unwritten: set[int] = set()
+        self._gone: deque[int] = deque()
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._table)
 
-    def __contains__(self, identity: str) -> bool:
-        return hash(identity) in self._hashes
+    def __contains__(self, hashed: int) -> bool:
+        return hashed in self._table
 
-    def claim(self, identity: str) -> bool:
+    def claim(self, hashed: int) -> bool:
         """Whether an id was not known; it is from now on: the next page may be filled before
         this one is out.
 
         The caller publishes and remembers what it claimed, or throws the window away.
         """
-        hashed = hash(identity)
-        if hashed in self._hashes:
-            return False
-        self._hashes.add(hashed)
-        return True
+        return self._table.add(hashed)
 
-    def remember(self, ids: Sequence[str], newest_at: datetime, offsets: Offsets) -> int:
-        """Take in a published page; returns how many ids had to be forgotten early.
+    def remember(
+        self, hashes: array[int], times: Sequence[datetime], others_at: datetime, now: datetime
+    ) -> int:
+        """Take in the ids of a page that is about to be published, as they were claimed.
 
         Args:
-            ids: Of the page's events and dead letters, as they were claimed.
-            newest_at: None of them occurred after this.
-            offsets: What the page took in the topics of events and dead letters.
+            hashes: Of the page's events and then of its dead letters.
+            times: When the events occurred, in the same order.
+            others_at: The time of a page without events.
+            now: Events that are dated far beyond it have slots of their own, so that they hold
+                back no others.
+
+        Returns:
+            How many ids had to be forgotten early.
         """
-        if not ids:
-            return 0
-        start = {
-            (topic, partition): first
-            for topic, taken in offsets.items()
-            for partition, (first, _) in taken.items()
-        }
-        return self._add(array("q", map(hash, ids)), newest_at, start)
+        taken: set[int] = set()
+        for ahead, newest_at, group in _by_lead(hashes, times, others_at, now):
+            taken |= self._take(group, newest_at, ahead)
+        return self._shrink(taken)
 
-    def restore(self, ids: Iterable[str], seen: Seen) -> int:
-        """Take in ids read back from the topics, list by list; returns how many were forgotten."""
-        hashes = array("q", map(hash, ids))
-        self._hashes.update(hashes)
-        start = {
-            (topic, partition): first
-            for topic, taken in seen.start.items()
-            for partition, first in taken.items()
-        }
-        return self._add(hashes, seen.newest_at, start)
+    def _take(self, hashes: array[int], newest_at: datetime, ahead: int) -> set[int]:
+        """Put ids into the slot that is shared, or into new ones; returns their numbers."""
+        taken: set[int] = set()
+        shared = self._slots.get(self._shared.get(ahead, 0))
+        begin = 0
+        if (
+            shared is not None
+            and len(shared.hashes) < SHARED_IDS_MAX
+            and abs(newest_at - shared.first_at) <= SHARED_SPAN
+        ):
+            begin = max(0, min(len(hashes), self._slot_ids_max - len(shared.hashes)))
+            shared.hashes.extend(hashes[:begin])
+            shared.newest_at = max(shared.newest_at, newest_at)
+            self._count += begin
+            taken.add(shared.number)
+        for start in range(begin, len(hashes), self._slot_ids_max):
+            self._shared[ahead] = self._next
+            taken.add(self._next)
+            part = hashes[start : start + self._slot_ids_max]
+            self._append(Slot(self._next, part, newest_at, newest_at))
+        self._unwritten |= taken
+        return taken
 
-    def _add(self, hashes: array[int], newest_at: datetime, start: dict[Place, int]) -> int:
-        for place, offset in start.items():
-            if offset < self._last.get(place, offset):
-                self._begin_again(place, offset)
-            self._first.setdefault(place, offset)
-            self._last[place] = offset
-        self._append(hashes, newest_at, start)
+    def _append(self, slot: Slot) -> None:
+        self._slots[slot.number] = slot
+        self._order.append(slot.number)
+        heapq.heappush(self._due, (slot.newest_at, slot.number))
+        self._count += len(slot.hashes)
+        self._next = slot.number + 1
+
+    def _shrink(self, taken: set[int]) -> int:
+        """Forget the oldest slots above the bound, but none that the page is in."""
         forgotten = 0
-        while len(self._hashes) > self._ids_max and len(self._pages) > 1:
-            oldest = self._pages.popleft()
-            self._forget([oldest])
-            forgotten += len(oldest.hashes)
+        if self._count > self._ids_max:
+            for number in self._order:
+                if number in self._slots and number not in taken:
+                    forgotten += len(self._slots[number].hashes)
+                    self._forget(number)
+                if self._count <= self._ids_max:
+                    break
         return forgotten
 
-    def _begin_again(self, place: Place, offset: int) -> None:
-        """The topic was made anew: what was published before is not behind its offsets any more."""
-        for page in self._pages:
-            if place in page.start:
-                page.start[place] = min(page.start[place], offset)
-        if place in self._first:
-            self._first[place] = min(self._first[place], offset)
+    def expect(self, seen: Seen | None, found: Iterable[int]) -> list[int]:
+        """Prepare for a restore, before anything is claimed.
 
-    def _append(self, hashes: array[int], newest_at: datetime, start: dict[Place, int]) -> None:
-        """Take in a page, together with the one before where both are small and near in time."""
-        last = self._pages[-1] if self._pages else None
-        if (
-            last is None
-            or len(self._pages) < PAGES_EXACT
-            or len(last.hashes) + len(hashes) > MERGED_IDS_MAX
-            or abs(newest_at - last.first_at) > MERGED_SPAN
-        ):
-            self._pages.append(_PageIds(hashes, newest_at, start, newest_at))
-            return
-        last.hashes.extend(hashes)
-        last.newest_at = max(last.newest_at, newest_at)
-        last.start = start | last.start
+        Args:
+            seen: What the checkpoint says; None where nothing is to be remembered.
+            found: The numbers of the slots in the log.
+
+        Returns:
+            The slots to restore, in order; the others leave the log with the next pages.
+        """
+        found = sorted(found)
+        begin = found[-1] + 1 if found else 1
+        live: list[int] = []
+        if seen is not None:
+            begin = max(begin, seen.slots_from)
+            live = [number for number in found if number >= seen.slots_from]
+            self._table.reserve(seen.count)
+        self._next = begin
+        self._gone.extend(found[: len(found) - len(live)])
+        return live
+
+    def drop(self, number: int) -> None:
+        """A slot of the log is of no use; it leaves with the next pages."""
+        self._gone.append(number)
+
+    def restore(self, number: int, newest_at: datetime, hashes: array[int]) -> None:
+        """Take in a slot as it stands in the log; in order of their numbers."""
+        add = self._table.add
+        for hashed in hashes:
+            add(hashed)
+        after = self._next
+        self._append(Slot(number, hashes, newest_at, newest_at, is_in_log=True))
+        self._next = max(after, self._next)
+        self._shared[0] = number
 
     def forget_before(self, at: datetime) -> None:
-        """Forget the pages all of whose events occurred before `at`."""
-        # Any of them, not only the oldest: one event dated far ahead must not hold back the rest.
-        gone = [page for page in self._pages if page.newest_at < at]
-        if gone:
-            self._pages = deque(page for page in self._pages if page.newest_at >= at)
-            self._forget(gone)
+        """Forget the slots all of whose events occurred before `at`, wherever they stand."""
+        while self._due and self._due[0][0] < at:
+            _, number = heapq.heappop(self._due)
+            slot = self._slots.get(number)
+            if slot is None:
+                continue
+            if slot.newest_at < at:
+                self._forget(number)
+            else:  # It took in more since.
+                heapq.heappush(self._due, (slot.newest_at, number))
 
     def forget_all(self) -> None:
         """Forget everything: an operator asked for a replay."""
-        self._hashes.clear()
-        self._pages.clear()
-        self._first.clear()
-        self._last.clear()
+        self._gone.extend(number for number in self._order if self._is_in_log(number))
+        self._table.clear()
+        self._slots.clear()
+        self._order.clear()
+        self._due.clear()
+        self._shared.clear()
+        self._unwritten.clear()
+        self._count = 0
 
-    def _forget(self, gone: Sequence[_PageIds]) -> None:
-        """Drop what is left of pages that were taken out."""
-        for page in gone:
-            self._hashes.difference_update(page.hashes)
-        for place in {place for page in gone for place in page.start}:
-            firsts = (page.start[place] for page in self._pages if place in page.start)
-            first = next(firsts, None)
-            if first is None:
-                del self._first[place]
-            else:
-                self._first[place] = first
+    def _is_in_log(self, number: int) -> bool:
+        slot = self._slots.get(number)
+        return slot is not None and slot.is_in_log
 
-    def seen(self) -> Seen | None:
-        """What a checkpoint has to say so that the window can be read back; None where empty."""
-        if not self._pages:
-            return None
-        start: dict[str, dict[int, int]] = {}
-        for (topic, partition), first in self._first.items():
-            start.setdefault(topic, {})[partition] = first
-        return Seen(start, max(page.newest_at for page in self._pages))
+    def _forget(self, number: int) -> None:
+        slot = self._slots.pop(number)
+        self._unwritten.discard(number)
+        self._count -= len(slot.hashes)
+        for hashed in slot.hashes:
+            self._table.discard(hashed)
+        if slot.is_in_log:
+            self._gone.append(number)
+
+    def _oldest(self) -> int:
+        """The least number that is remembered, or the one that the next slot gets."""
+        while self._order and self._order[0] not in self._slots:
+            self._order.popleft()
+        return self._order[0] if self._order else self._next
+
+    def changes(self) -> Changes:
+        """What the next page has to write; the caller does, or throws the window away."""
+        written = [self._slots[number] for number in sorted(self._unwritten)]
+        for slot in written:
+            slot.is_in_log = True
+        self._unwritten.clear()
+        gone = [self._gone.popleft() for _ in range(min(GONE_MAX, len(self._gone)))]
+        return Changes(written, gone)
+
+    def seen(self) -> Seen:
+        """What a checkpoint has to say so that the window can be read back."""
+        return Seen(self._oldest(), self._count)
+
+
+def _by_lead(
+    hashes: array[int], times: Sequence[datetime], others_at: datetime, now: datetime
+) -> Iterator[tuple[int, datetime, array[int]]]:
+    """A page's ids by how far their events are dated ahead, nearly always all of them together.
+
+    Twice as far is another group: what is a year ahead holds back nothing of tomorrow.
+    """
+    if not hashes:
+        return
+    newest_at = max(times, default=others_at)
+    if newest_at - now < SHARED_SPAN:
+        yield 0, newest_at, hashes
+        return
+    groups: dict[int, tuple[list[datetime], list[int]]] = {}
+    for hashed, at in zip(hashes, times, strict=False):
+        ahead = max(0, (at - now) // SHARED_SPAN).bit_length()
+        occurred, group = groups.setdefault(ahead, ([], []))
+        occurred.append(at)
+        group.append(hashed)
+    others = hashes[len(times) :]
+    if others:
+        occurred, group = groups.setdefault(0, ([], []))
+        occurred.append(max(occurred, default=others_at))
+        group.extend(others)
+    for ahead, (occurred, group) in sorted(groups.items()):
+        yield ahead, max(occurred), hashes_of(group)

@@ -192,9 +192,10 @@ class _Encoder:
             raise Malformed(
                 f"the grant can't be written as JSON: {type(error).__name__}: {error}"
             ) from error
-        if len(record.value) > self._bytes_max:
+        size = len(record.value or b"")
+        if size > self._bytes_max:
             raise Malformed(
-                f"the grant is {len(record.value)} bytes, more than the {self._bytes_max} of "
+                f"the grant is {size} bytes, more than the {self._bytes_max} of "
                 "VERITY_KAFKA__MAX_RECORD_BYTES"
             )
         return record, altered

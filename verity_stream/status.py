@@ -81,6 +81,7 @@ class Status:
         version: Of the last page; None before the relay has started.
         seen_count: Ids that are remembered now.
         forgotten_count: Ids that had to be forgotten early.
+        lost_count: Ids that the log of ids lacked at starts.
         retry_count: Relays that failed and were started again.
         fenced_count: … because another one owns the connector.
         behind_count: Starts that found the database more than a page behind.
@@ -113,6 +114,7 @@ class Status:
     complete_through: datetime | None = None
     seen_count: int = 0
     forgotten_count: int = 0
+    lost_count: int = 0
     retry_count: int = 0
     fenced_count: int = 0
     behind_count: int = 0

@@ -7,25 +7,37 @@ transaction of another connector lower in the partition would hide records behin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeAlias
 
+import orjson
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
+from verity_sdk.times import parse_utc
 from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
+    dead_topic,
     decode_checkpoint,
     newer_checkpoint,
+    raw_topic,
 )
 
 TRANSACTION_TIMEOUT = timedelta(seconds=60)
@@ -40,7 +52,25 @@ READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
 forget them at once. With 5,000 the collector takes half of the time."""
 
+ADMIN_SECONDS = 10.0
+
 ID_HEADERS = frozenset({"event_id", "dead_id"})
+
+PublishedId: TypeAlias = tuple[str, bytes, datetime | None]
+"""The topic of an event or dead letter, its id, and when it occurred, if that can be known."""
+
+
+def published_ids_of(record: Any) -> Iterator[PublishedId]:
+    """The ids of a record of a topic of events or dead letters: an event has one."""
+    at: datetime | None = None
+    try:
+        # None in a dead letter: what it is about may not even have a time.
+        at = parse_utc(orjson.loads(record.value)["occurred_at"])
+    except (ValueError, KeyError, TypeError, Malformed):
+        pass
+    for name, value in record.headers:
+        if name in ID_HEADERS:
+            yield record.topic, value, at
 
 
 class TopicReader(Protocol):
@@ -51,10 +81,19 @@ class TopicReader(Protocol):
 
     def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> AsyncIterator[list[str]]:
+    ) -> AsyncIterator[list[PublishedId]]:
         """The ids of the connector's committed events and dead letters from these offsets on.
 
         In short lists: a million of them need not be held at once.
+        """
+
+    async def offsets_since(
+        self, topics: Collection[str], since: datetime
+    ) -> Mapping[str, Mapping[int, int]]:
+        """From where on these topics hold what was published since then.
+
+        Those that do not exist are left out; without any, all topics of events and dead letters
+        are meant.
         """
 
 
@@ -100,8 +139,8 @@ class KafkaTopicReader:
 
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> AsyncIterator[list[str]]:
-        """The ids, read from the records' headers: no JSON is parsed.
+    ) -> AsyncIterator[list[PublishedId]]:
+        """The ids; see the protocol.
 
         A topic that was made anew has other partitions: what stood in those that are gone is gone.
         """
@@ -116,19 +155,62 @@ class KafkaTopicReader:
         }
         mine = ("connector_id", connector_id.encode())
         async for records in self.read(places):
-            ids = []
-            for record in records:
-                headers = record.headers
-                if mine in headers:
-                    for name, value in headers:
-                        if name in ID_HEADERS:
-                            ids.append(value.decode())
-            yield ids
+            yield [
+                found
+                for record in records
+                if mine in record.headers
+                for found in published_ids_of(record)
+            ]
+
+    async def offsets_since(
+        self, topics: Collection[str], since: datetime
+    ) -> dict[str, dict[int, int]]:
+        """Offsets by the time of publishing; see the protocol."""
+        async with kafka_admin(self._kafka, ADMIN_SECONDS, self._clients) as admin:
+            prefixes = (raw_topic(""), dead_topic(""))
+            names = [
+                name
+                for name in await admin.list_topics()
+                if (name in topics if topics else name.startswith(prefixes))
+            ]
+            described = await admin.describe_topics(names) if names else []
+        at_ms = max(0, int(since.timestamp() * 1000))
+        times = {
+            TopicPartition(topic["topic"], partition["partition"]): at_ms
+            for topic in described
+            for partition in topic["partitions"]
+        }
+        start: dict[str, dict[int, int]] = {}
+        if not times:
+            return start
+        try:
+            async with (
+                asyncio.timeout(self._stall_seconds),
+                consumer_of(self._kafka, "read_uncommitted", self._clients) as consumer,
+            ):
+                consumer.assign(list(times))
+                found = await consumer.offsets_for_times(times)
+        except TimeoutError:
+            raise Unavailable("Kafka did not say in time where a time's records are") from None
+        except kafka_errors.KafkaError as error:
+            raise as_verity_error(error) from error
+        for place, at in found.items():
+            if at is not None:  # Else nothing was published since.
+                start.setdefault(place.topic, {})[place.partition] = at.offset
+        return start
 
     async def read(
-        self, places: Mapping[TopicPartition, int | None]
-    ) -> AsyncIterator[Sequence[Any]]:
+        self,
+        places: Mapping[TopicPartition, int | None],
+        ends: Mapping[TopicPartition, int] | None = None,
+        isolation_level: str = "read_committed",
+    ) -> AsyncGenerator[Sequence[Any]]:
         """The records of these places from these offsets on, in lists, each of one place.
+
+        Args:
+            places: Where to begin; None is the beginning.
+            ends: Where to stop, if it was asked for before.
+            isolation_level: Committed records only, or all.
 
         Raises:
             Unavailable: No progress for longer than any transaction can stay open; or as Kafka's
@@ -140,7 +222,8 @@ class KafkaTopicReader:
         try:
             async with AsyncExitStack() as opened:
                 async with asyncio.timeout(self._stall_seconds):
-                    ends = await self._ends(list(places))
+                    if ends is None:
+                        ends = await self.ends(list(places))
                     # A place that was recreated shorter holds nothing. aiokafka's stop() raises
                     # CancelledError if nothing was awaited since assign().
                     places = {
@@ -151,7 +234,7 @@ class KafkaTopicReader:
                     if not places:
                         return
                     consumer = await opened.enter_async_context(
-                        consumer_of(self._kafka, "read_committed", self._clients)
+                        consumer_of(self._kafka, isolation_level, self._clients)
                     )
                     consumer.assign(list(places))
                     for place, offset in places.items():
@@ -202,13 +285,25 @@ class KafkaTopicReader:
             f"{ends[place]} for {self._stall_seconds:g} s: {why}"
         )
 
-    async def _ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
-        """Where to stop: uncommitted it is the high watermark, committed the last stable offset."""
-        async with consumer_of(self._kafka, self._ends_seen_by, self._clients) as consumer:
-            # Assigned first, the client learns all topics at once and not one after another.
-            consumer.assign(places)
-            ends: Mapping[Any, int] = await consumer.end_offsets(places)
-            return ends
+    async def ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
+        """Where to stop: uncommitted it is the high watermark, committed the last stable offset.
+
+        Raises:
+            Unavailable, Denied: The broker does not say so, or not in time.
+        """
+        try:
+            async with (
+                asyncio.timeout(self._stall_seconds),
+                consumer_of(self._kafka, self._ends_seen_by, self._clients) as consumer,
+            ):
+                # Assigned first, the client learns all topics at once and not one after another.
+                consumer.assign(places)
+                ends: Mapping[Any, int] = await consumer.end_offsets(places)
+                return ends
+        except TimeoutError:
+            raise Unavailable("Kafka did not say in time where topics end") from None
+        except kafka_errors.KafkaError as error:
+            raise as_verity_error(error) from error
 
 
 @asynccontextmanager

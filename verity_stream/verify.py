@@ -266,7 +266,12 @@ def decode_sealed(value: bytes) -> Sealed:
             int(body["version"]),
             counts,
             ranges,
-            is_position=body["seen"] is None and not ranges and not any(counts.values()),
+            is_position=(
+                # None before there was a log of ids.
+                (body["seen"] is None or body["seen"].get("count") == 0)
+                and not ranges
+                and not any(counts.values())
+            ),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"not a checkpoint record: {error!r}") from error

@@ -46,9 +46,9 @@ async def test_a_page_and_its_seal_are_visible_when_publish_returns(bootstrap_se
     page = [record(topic, number, connector) for number in range(50)]
     sealed: list[Offsets] = []
 
-    def seal(offsets: Offsets) -> Record:
+    def seal(offsets: Offsets) -> list[Record]:
         sealed.append(offsets)
-        return checkpoint_of(connector, 1)
+        return [checkpoint_of(connector, 1)]
 
     one = publisher(kafka_settings(bootstrap_servers), connector)
     await one.start()
@@ -98,11 +98,55 @@ async def test_a_placed_topic_is_written_by_the_number_that_it_is_read_by(
     await one.start()
     try:
         sealed = checkpoint_of(connector, 1)._replace(topic=topic)
-        await one.publish([], lambda _: sealed, (topic, connector.encode()))
+        await one.publish([], lambda _: [sealed])
     finally:
         await one.close()
     (found,) = await committed(bootstrap_servers, topic)
     assert found.partition == partition_for(connector, 24)
+
+
+@stack
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_a_partition_that_is_given_is_taken_and_without_a_value_a_key_is_removed(
+    bootstrap_servers: str, delivery: str
+) -> None:
+    topic = await new_topic(bootstrap_servers)
+    sent = [b"a", b"", None]
+    records = [Record(topic, b"%d" % number, value, [], 1) for number, value in enumerate(sent)]
+    name = new_name() if delivery == "exactly_once" else None
+    one = publisher(kafka_settings(bootstrap_servers), name)
+    await one.start()
+    try:
+        await one.publish([], lambda _: records, {(topic, 1)})
+    finally:
+        await one.close()
+    read = await committed(bootstrap_servers, topic)
+    assert [(found.partition, found.key, found.value) for found in read] == [
+        (1, b"%d" % number, value) for number, value in enumerate(sent)
+    ]
+
+
+@stack
+async def test_without_a_transaction_a_page_is_sealed_one_record_after_the_other(
+    bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier one stands for is there before the later one says so."""
+    topic = await new_topic(bootstrap_servers)
+    one = publisher(kafka_settings(bootstrap_servers), None)
+    await one.start()
+    sent: list[int] = []
+    send = KafkaPublisher._send
+
+    async def counted(self: Any, producer: Any, page: Any) -> Offsets:
+        sent.append(len(page) if isinstance(page, list) else 0)
+        return await send(self, producer, page)
+
+    monkeypatch.setattr(KafkaPublisher, "_send", counted)
+    try:
+        await one.publish([record(topic, 0)], lambda _: [record(topic, n) for n in (1, 2, 3)])
+    finally:
+        await one.close()
+    assert sent == [1, 1, 1, 1]
 
 
 @stack
@@ -133,7 +177,7 @@ class CommitsWithoutAcknowledgements(KafkaPublisher):
     """The guarantee line broken: what `send_batch` hands back is not awaited."""
 
     async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:
-        for topic, key, value, headers in records:
+        for topic, key, value, headers, _ in records:
             batch = producer.create_batch()
             batch.append(timestamp=None, key=key, value=value, headers=headers)
             batch.close()
@@ -169,7 +213,7 @@ async def publish_with_a_failing_batch(
     error: BaseException | None = None
     try:
         page = [record(good, 1), record(bad, 2, value=b"x" * 2000), record(good, 3)]
-        await made.publish(page, lambda _: record(good, 4))
+        await made.publish(page, lambda _: [record(good, 4)])
     except (Misconfigured, Unavailable) as raised:
         error = raised
     finally:
@@ -241,7 +285,7 @@ async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: 
 
         older._producer.commit_transaction = frozen
     with pytest.raises(Fenced):
-        await older.publish([record(topic, 2)], lambda _: record(topic, 3))
+        await older.publish([record(topic, 2)], lambda _: [record(topic, 3)])
     await older.close()
     await newer.publish([record(topic, 4)])
     await newer.close()
@@ -257,7 +301,7 @@ async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> 
         await one.start()
         assert one._producer._txn_manager is not None, "idempotent"
     for number, one in enumerate(both):
-        await one.publish([record(topic, number)], lambda _: record(topic, 9))
+        await one.publish([record(topic, number)], lambda _: [record(topic, 9)])
         await one.close()
     assert values(await committed(bootstrap_servers, topic)) == ["0", "1", "9", "9"]
 

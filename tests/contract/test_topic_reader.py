@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from contract.streams import (
+    AT,
     checkpoint_of,
     kafka_settings,
     neighbour,
@@ -24,18 +25,18 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
 from verity_stream import topic_reader as reader_module
 from verity_stream.placement import partition_for, partition_of_key
-from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
+from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record, raw_topic
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import KafkaTopicReader, PublishedId
 
 pytestmark = pytest.mark.stack
 
 PARTITIONS = 24
 
 
-async def listed(ids: AsyncIterator[list[str]]) -> list[str]:
-    return [one async for some in ids for one in some]
+async def listed(found: AsyncIterator[list[PublishedId]]) -> list[str]:
+    return [one.decode() async for some in found for _, one, _ in some]
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ async def abort(kafka: KafkaSettings, connector: str, page: list[Record]) -> Non
     one = publisher(kafka, connector)
     await one.start()
 
-    def fail(_: Offsets) -> Record:
+    def fail(_: Offsets) -> list[Record]:
         raise ValueError("inside the page")
 
     with pytest.raises(ValueError, match="inside the page"):
@@ -205,6 +206,40 @@ async def test_ids_are_read_from_headers_mine_only_committed_only_from_these_off
     assert await listed(reader.published_ids(mine, {})) == []
     # The page of an empty partition beside it holds nothing back.
     assert len(await listed(reader.published_ids(mine, {topic: {0: 0, 1: 0}}))) == 5
+
+
+async def test_an_id_comes_with_its_topic_and_its_time(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    topic, mine = await new_topic(bootstrap_servers), new_name()
+    value = b'{"raw_payload":{"occurred_at":"x"},"occurred_at":"2026-01-01T00:00:01.000000Z"}'
+    await publish(
+        kafka,
+        mine,
+        [record(topic, 1, mine, key=b"k", value=value), record(topic, 2, mine, key=b"k")],
+    )
+    found = [
+        one async for some in reader.published_ids(mine, {topic: {0: 0, 1: 0}}) for one in some
+    ]
+    assert found == [(topic, b"e1", AT + timedelta(seconds=1)), (topic, b"e2", None)]
+
+
+async def test_the_offsets_of_a_time_are_those_of_what_was_published_since(
+    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+) -> None:
+    topic, other, mine = await new_topic(bootstrap_servers), await new_topic(bootstrap_servers), "c"
+    await publish(kafka, mine, [record(topic, 1, key=b"k"), record(other, 1, key=b"k")])
+    await asyncio.sleep(0.05)
+    between = datetime.now(UTC)
+    (taken,) = await publish(kafka, mine, [record(topic, 2, key=b"k")])
+    ((partition, (first, _)),) = taken[topic].items()
+    gone = raw_topic(new_name())
+    assert await reader.offsets_since({topic, other, gone}, between) == {topic: {partition: first}}
+    everywhere = await reader.offsets_since(set(), AT)
+    assert {topic, other} <= everywhere.keys()
+    assert CHECKPOINTS_TOPIC not in everywhere
+    assert everywhere[topic] == {partition: 0}
+    assert await reader.offsets_since({gone}, AT) == {}
 
 
 @pytest.mark.parametrize("offset", [0, 5, 1_000_000])

@@ -8,31 +8,45 @@ exactly there, without time playing a part.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiokafka.partitioner import murmur2
-from drafts import ListPage
+from drafts import HASHER, ListPage
 
 from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
 from verity_stream.checkpoints import Persisted, Provenance
 from verity_stream.draft import Draft
+from verity_stream.placement import partition_for
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
+    IDS_TOPIC,
     Checkpoint,
     Offsets,
+    Place,
     Record,
     decode_checkpoint,
+    decode_slot_key,
 )
+from verity_stream.settings import StreamSettings
 from verity_stream.source import NewDraft, RelayPage
-from verity_stream.topic_reader import ID_HEADERS
+from verity_stream.topic_reader import PublishedId, published_ids_of
 
 PARTITIONS = 3
 CONNECTOR = "memory-1"
+PARTITION = partition_for(CONNECTOR, StreamSettings().checkpoint_partitions)
 PLATFORM = "memory"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -107,7 +121,8 @@ class Broker:
     def append(self, transactional_id: str, generation: int, record: Record) -> tuple[int, int]:
         """Write a record into the open transaction; returns its partition and offset."""
         self._check(transactional_id, generation)
-        place = (record.topic, self._partition(record.key))
+        partition = self._partition(record.key) if record.partition is None else record.partition
+        place = (record.topic, partition)
         entries = self.partitions.setdefault(place, [])
         entry = Entry(record, "open")
         entries.append(entry)
@@ -177,8 +192,8 @@ class MemoryPublisher:
     async def publish(
         self,
         page: ListPage,
-        seal: Callable[[Offsets], Record] | None = None,
-        sealed_in: tuple[str, bytes] | None = None,
+        seal: Callable[[Offsets], Sequence[Record]] | None = None,
+        sealed_in: Collection[Place] = (),
     ) -> Offsets:
         assert self._generation, "start() comes first"
         assert not self._is_spent, "spent: aiokafka's next transaction would fail"
@@ -187,7 +202,7 @@ class MemoryPublisher:
             offsets = self._append(page.records)
         if seal is not None:
             async with self.script.effect("seal"):
-                self._append([seal(offsets)])
+                self._append(seal(offsets))
         async with self.script.effect("commit"):
             self.broker.commit(self.transactional_id, self._generation)
             self._is_open = False
@@ -286,7 +301,7 @@ class MemoryReader:
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
         async with self.script.effect("last_checkpoint"):
-            place = (CHECKPOINTS_TOPIC, self.broker._partition(connector_id.encode()))
+            place = (CHECKPOINTS_TOPIC, PARTITION)
             mine = [
                 record
                 for record in self.broker.read(place, 0)
@@ -296,20 +311,51 @@ class MemoryReader:
 
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
-    ) -> AsyncIterator[list[str]]:
+    ) -> AsyncIterator[list[PublishedId]]:
         async with self.script.effect("published_ids"):
             mine = ("connector_id", connector_id.encode())
-            ids = [
-                value.decode()
+            found = [
+                one
                 for topic, offsets in start.items()
                 for partition, offset in offsets.items()
                 for record in self.broker.read((topic, partition), offset)
                 if mine in record.headers
-                for name, value in record.headers
-                if name in ID_HEADERS
+                for one in published_ids_of(record)
             ]
-        for one in ids:
+        for one in found:
             yield [one]
+
+    async def offsets_since(
+        self, topics: Collection[str], since: datetime
+    ) -> Mapping[str, Mapping[int, int]]:
+        async with self.script.effect("offsets_since"):
+            start: dict[str, dict[int, int]] = {}
+            for topic, partition in self.broker.partitions:
+                if topic in topics:  # It has no clock: all of them may be younger.
+                    start.setdefault(topic, {})[partition] = 0
+        return start
+
+
+class MemoryIdLog:
+    """The log of ids, compacted."""
+
+    hasher = HASHER
+
+    def __init__(self, broker: Broker, script: Script) -> None:
+        self.broker = broker
+        self.script = script
+
+    async def slots(self, connector_id: str) -> Mapping[int, bytes]:
+        slots: dict[int, bytes] = {}
+        async with self.script.effect("slots"):
+            for record in self.broker.read((IDS_TOPIC, PARTITION), 0):
+                assert record.key is not None
+                owner, number = decode_slot_key(record.key)
+                if owner == connector_id and record.value is not None:
+                    slots[number] = record.value
+                elif owner == connector_id:
+                    slots.pop(number, None)
+        return slots
 
 
 def event(number: int, seconds: float, **fields: Any) -> RawEvent:

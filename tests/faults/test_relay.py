@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +30,7 @@ from faults.memory import (
     CursorSource,
     Effect,
     MemoryCheckpoints,
+    MemoryIdLog,
     MemoryPublisher,
     MemoryReader,
     PlainConnector,
@@ -52,6 +53,7 @@ from verity_stream.records import (
     GAPS_TOPIC,
     Checkpoint,
     Offsets,
+    Place,
     Record,
     dead_topic,
     decode_checkpoint,
@@ -132,6 +134,7 @@ class World:
             self.publisher_class(self.broker, script, transactional_id or self.transactional_id),
             self.store.scripted(script),
             MemoryReader(self.broker, script),
+            MemoryIdLog(self.broker, script),
             ensure_topics,
             status,
             lambda: NOW,
@@ -239,7 +242,7 @@ async def test_the_sweep_passes_every_effect() -> None:
     world.platform.passes = 0
     await world.run_until_done(second)
     assert {effect.name for effect in [*first.passed, *second.passed]} == {
-        *("claim", "publisher.start", "load", "last_checkpoint", "published_ids"),
+        *("claim", "publisher.start", "load", "last_checkpoint", "slots"),
         *("fetch", "ensure_topics", "append", "seal", "commit", "persist", "close"),
     }
 
@@ -250,7 +253,7 @@ async def test_a_failure_during_the_repair_of_another(kind: str) -> None:
     at = Effect("commit", 2, "after")
     again = [
         Effect(name, 1, when)
-        for name in ("claim", "publisher.start", "load", "last_checkpoint", "published_ids")
+        for name in ("claim", "publisher.start", "load", "last_checkpoint", "slots")
         for when in ("before", "after")
     ] + [
         Effect("persist", 1, "before"),
@@ -497,7 +500,8 @@ async def edit_sweep(make: Callable[[], World]) -> None:
                 if record.topic == CHECKPOINTS_TOPIC
             ]
             is_edit = [
-                (one.last_ts, one.cursor, one.seen) == (BEGINNING, None, None) for one in positions
+                (one.last_ts, one.cursor, one.seen and one.seen.count) == (BEGINNING, None, 0)
+                for one in positions
             ]
             assert any(is_edit[:2]), "the edit did not win within one page"
             replayed = Counter(
@@ -828,15 +832,15 @@ class NonAtomic(MemoryPublisher):
     async def publish(
         self,
         page: ListPage,
-        seal: Callable[[Offsets], Record] | None = None,
-        sealed_in: tuple[str, bytes] | None = None,
+        seal: Callable[[Offsets], Sequence[Record]] | None = None,
+        sealed_in: Collection[Place] = (),
     ) -> Offsets:
         async with self.script.effect("append"):
             offsets = self._append(page.records)
             self.broker.commit(self.transactional_id, self._generation)
         assert seal is not None
         async with self.script.effect("seal"):
-            self._append([seal(offsets)])
+            self._append(seal(offsets))
             self.broker.commit(self.transactional_id, self._generation)
         return offsets
 
@@ -854,7 +858,7 @@ class WindowNotReadBack(Relay):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._window.restore = lambda ids, seen: 0  # type: ignore[method-assign]
+        self._window.restore = lambda number, newest_at, hashes: None  # type: ignore[method-assign]
 
 
 class EpochNotReadAgain(Relay):

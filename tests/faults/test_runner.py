@@ -11,7 +11,15 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from faults.memory import Broker, MemoryCheckpoints, MemoryPublisher, MemoryReader, Script, event
+from faults.memory import (
+    Broker,
+    MemoryCheckpoints,
+    MemoryIdLog,
+    MemoryPublisher,
+    MemoryReader,
+    Script,
+    event,
+)
 
 from verity_sdk.errors import Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
@@ -72,6 +80,7 @@ class MemoryRunner(ConnectorRunner):
         self.broker, self.script, self.asked = Broker(), Script(), Controls()
         self._store = MemoryCheckpoints().scripted(self.script)  # type: ignore[assignment]
         self._reader = MemoryReader(self.broker, self.script)  # type: ignore[assignment]
+        self._ids = MemoryIdLog(self.broker, self.script)  # type: ignore[assignment]
         self._topics = NoTopics()  # type: ignore[assignment]
         self._operation = self.asked  # type: ignore[assignment]
 

@@ -45,10 +45,10 @@ async def publish(bench: Bench, records: list[Record], body: dict[str, Any] | No
         kafka, transactional_id=f"planted.{bench.name}", transaction_timeout=timedelta(seconds=20)
     )
 
-    def seal(offsets: Offsets) -> Record:
+    def seal(offsets: Offsets) -> list[Record]:
         assert body is not None
         value = orjson.dumps({**body, "offsets": offsets}, option=orjson.OPT_NON_STR_KEYS)
-        return Record("verity.connector.checkpoints", body["connector_id"].encode(), value, [])
+        return [Record("verity.connector.checkpoints", body["connector_id"].encode(), value, [])]
 
     await publisher.start()
     try:

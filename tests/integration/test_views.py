@@ -26,7 +26,7 @@ from workers import Bench, Worker, eventually, killing, make_bench
 from verity_common.config import DatabaseSettings
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints, Provenance
 from verity_stream.database import create_pool, migrate
-from verity_stream.records import Seen
+from verity_stream.records import SeenInTopics
 
 pytestmark = pytest.mark.stack
 
@@ -304,7 +304,7 @@ async def test_what_is_adopted_is_read_back_from_the_beginning(database: str) ->
         await migrate(pool)
         theirs, ours = PostgresCheckpoints(pool, "theirs"), PostgresCheckpoints(pool, "ours")
         claimed = await theirs.claim("c")
-        seen = Seen({"verity.events.raw.t": {0: 77, 3: 5}}, claimed.last_ts)
+        seen = SeenInTopics({"verity.events.raw.t": {0: 77, 3: 5}}, claimed.last_ts)
         page = replace(claimed, version=1, cursor={"n": 1}, seen=seen)
         assert await theirs.persist(page, expected_version=0) is Persisted.DONE
         assert await theirs.provenance("c") == Provenance(1)
@@ -313,7 +313,7 @@ async def test_what_is_adopted_is_read_back_from_the_beginning(database: str) ->
         assert await ours.provenance("c") == Provenance(1)
         stored = await ours.load("c")
         start = {"verity.events.raw.t": {0: 0, 3: 0}}
-        assert stored == replace(page, seen=Seen(start, seen.newest_at))
+        assert stored == replace(page, seen=SeenInTopics(start, seen.newest_at))
         assert await ours.provenance("nobody") == Provenance()
     finally:
         await pool.close()

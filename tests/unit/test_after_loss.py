@@ -9,8 +9,8 @@ from verity_stream.checkpoints import after_loss, decide_start
 from verity_stream.records import Checkpoint, Seen
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-STORED = Checkpoint("c", 40, 9, AT + timedelta(hours=1), {"n": 40}, None, Seen({"t": {0: 30}}, AT))
-PUBLISHED = Checkpoint("c", 7, 8, AT, {"n": 7}, None, Seen({"t": {0: 3}}, AT))
+STORED = Checkpoint("c", 40, 9, AT + timedelta(hours=1), {"n": 40}, None, Seen(30, 9))
+PUBLISHED = Checkpoint("c", 7, 8, AT, {"n": 7}, None, Seen(3, 7))
 
 
 def test_without_any_record_only_postgres_knows_a_position() -> None:

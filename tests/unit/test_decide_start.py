@@ -11,7 +11,7 @@ from verity_stream.checkpoints import Start, decide_start
 from verity_stream.records import Checkpoint, Seen
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-SEEN = Seen({"t": {0: 3}}, AT)
+SEEN = Seen(3, 7)
 
 
 def stored(version: int, seconds: int = 0, **fields: object) -> Checkpoint:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog.testing
-from drafts import ListPage, new_draft
+from drafts import ListPage, ids_of, new_draft
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def sizes_of(page: RelayPage) -> list[int]:
 def test_a_page_is_full_at_so_many_events_or_so_many_bytes(sizes: list[int]) -> None:
     given_events = [event(*one) for one in enumerate(sizes)]
     pages = asyncio.run(pages_of(Plain(*given_events)))
-    assert [one for page in pages for one in page.draft.ids] == [
+    assert [one for page in pages for one in ids_of(page.draft)] == [
         one.event_id for one in given_events
     ]
     for page in pages:
@@ -98,7 +98,7 @@ def test_small_pages_are_coalesced_up_to_the_bytes(given_pages: list[tuple[int, 
         for number, (count, payload) in enumerate(given_pages)
     ]
     pages = asyncio.run(pages_of(Paged(*cursors)))
-    assert sum(len(page.draft.ids) for page in pages) == sum(count for count, _ in given_pages)
+    assert sum(len(page.draft.hashes) for page in pages) == sum(count for count, _ in given_pages)
     largest = max((count * (payload + 200) for count, payload in given_pages), default=0)
     for page in pages:
         assert sum(sizes_of(page)) < PAGE_BYTES + largest
@@ -116,7 +116,7 @@ def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:
     whole = Page([event(number, 30_000) for number in range(10)], {"next": 10})
     with structlog.testing.capture_logs() as said:
         (page,) = asyncio.run(pages_of(Paged(whole)))
-    assert len(page.draft.ids) == 10
+    assert len(page.draft.hashes) == 10
     assert [one["event"] for one in said] == ["source.page_too_large"]
     assert said[0]["size_bytes"] > 300_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import string
+from array import array
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -16,21 +17,28 @@ from hypothesis import strategies as st
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
+from verity_stream.ids import hashes_of
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
+    ID_KEY_KEY,
     Checkpoint,
     EventEncoder,
     Origin,
     PageSummary,
     Record,
     Seen,
+    SeenInTopics,
     checkpoint_record,
     dead_event,
     dead_record,
     decode_checkpoint,
+    decode_slot,
+    decode_slot_key,
+    encode_slot,
     gap_record,
     grant_body,
+    slot_key,
     snapshot_record,
 )
 
@@ -63,7 +71,6 @@ def event(**fields: Any) -> RawEvent:
 
 
 class Encoded(NamedTuple):
-    event_id: str
     id_header: bytes
     occurred_at: datetime
     topic: str
@@ -127,7 +134,7 @@ def test_an_event_reads_back_as_it_was(
     }
     assert encoded.topic == "verity.events.raw.acme"
     assert encoded.key == principal.encode()
-    assert (encoded.event_id, encoded.occurred_at) == (event_id, occurred_at)
+    assert (encoded.id_header.decode(), encoded.occurred_at) == (event_id, occurred_at)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,7 @@ def test_times_have_microseconds_and_z(at: datetime, text: str) -> None:
 def test_an_id_stays_exactly_as_the_source_gave_it(event_id: Any, text: str) -> None:
     encoded = encode(event(event_id=event_id))
     assert orjson.loads(encoded.value)["event_id"] == text
-    assert encoded.event_id == text
+    assert encoded.id_header.decode() == text
     assert encoded.altered is None
 
 
@@ -324,7 +331,8 @@ checkpoints = st.builds(
     cursor=st.none() | st.dictionaries(texts, json_values, max_size=4),
     complete_through=st.none() | times,
     seen=st.none()
-    | st.builds(Seen, start=st.dictionaries(names, offsets, max_size=3), newest_at=times),
+    | st.builds(Seen, slots_from=st.integers(0, 2**62), count=st.integers(0, 2**62))
+    | st.builds(SeenInTopics, start=st.dictionaries(names, offsets, max_size=3), newest_at=times),
 )
 
 
@@ -338,6 +346,45 @@ def test_a_checkpoint_reads_back_as_it_was(checkpoint: Checkpoint) -> None:
         *(1, 2, 3, 4)
     ]
     assert body["offsets"] == {"t": {"0": [5, 6]}}
+
+
+hashes = st.lists(st.integers(1, 2**64 - 1), max_size=9).map(hashes_of)
+
+
+@given(st.binary(min_size=4, max_size=4), times, hashes)
+def test_a_slot_of_ids_reads_back_as_it_was(
+    fingerprint: bytes, newest_at: datetime, found: array[int]
+) -> None:
+    value = encode_slot(fingerprint, newest_at, found)
+    assert decode_slot(value) == (fingerprint, newest_at, found)
+    assert len(value) == 13 + 8 * len(found), "eight bytes an id"
+
+
+def test_a_slot_is_the_same_bytes_on_every_machine() -> None:
+    value = encode_slot(b"abcd", datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), hashes_of([1, 2**63]))
+    assert value == (
+        b"\x01abcd" + (1_000_000).to_bytes(8, "little") + b"\1" + bytes(7) + bytes(7) + b"\x80"
+    )
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_slot_or_malformed(value: bytes) -> None:
+    try:
+        fingerprint, newest_at, found = decode_slot(value)
+    except Malformed:
+        return
+    assert encode_slot(fingerprint, newest_at, found) == value
+
+
+@given(texts.filter(lambda text: text and "\0" not in text), st.integers(0, 2**62))
+def test_a_slots_key_reads_back_as_it_was(connector_id: str, number: int) -> None:
+    assert decode_slot_key(slot_key(connector_id, number)) == (connector_id, number)
+
+
+@pytest.mark.parametrize("key", [ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1"])
+def test_what_is_no_slots_key_is_malformed(key: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_slot_key(key)
 
 
 @given(st.binary(max_size=60) | json_values.map(orjson.dumps))

@@ -1,7 +1,8 @@
-"""The seen window against a naive model: a list of pages."""
+"""The seen window against a naive model, and the log of ids that it is read back from."""
 
 from __future__ import annotations
 
+from array import array
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,187 +10,303 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from verity_stream import seen as seen_module
-from verity_stream.records import Offsets, Seen
-from verity_stream.seen import SeenWindow
+from verity_stream.ids import hashes_of
+from verity_stream.records import Seen
+from verity_stream.seen import GONE_MAX, SHARED_IDS_MAX, SHARED_SPAN, SeenWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+FAR = datetime.max.replace(tzinfo=UTC)
+SPAN = int(SHARED_SPAN.total_seconds())
 
 
 def at(second: int) -> datetime:
     return START + timedelta(seconds=second)
 
 
-def published(window: SeenWindow, ids: list[str], newest_at: datetime, offsets: Offsets) -> int:
-    """What the relay does with a page: claim its ids, publish, remember them."""
-    for one in ids:
-        window.claim(one)
-    return window.remember(ids, newest_at, offsets)
+def claimed(window: SeenWindow, *ids: int) -> array[int]:
+    return hashes_of(one for one in ids if window.claim(one))
 
 
-def claimed(window: SeenWindow, *ids: str) -> list[str]:
-    return [one for one in ids if window.claim(one)]
+def published(window: SeenWindow, ids: list[int], *times: datetime, now: datetime = NOW) -> int:
+    """What the relay does with a page: claim its ids and remember them. One time counts for all."""
+    each = list(times) * len(ids) if len(times) == 1 else list(times)
+    return window.remember(claimed(window, *ids), each, START, now)
+
+
+class Log:
+    """The topic, compacted."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, tuple[datetime, array[int]]] = {}
+
+    def take(self, window: SeenWindow) -> Seen:
+        """What a page writes; returns what its checkpoint says."""
+        written, gone = window.changes()
+        for slot in written:
+            self.slots[slot.number] = (slot.newest_at, slot.hashes[:])
+        for number in gone:
+            self.slots.pop(number, None)
+        return window.seen()
+
+    def restored(self, window: SeenWindow, seen: Seen | None, begin: datetime) -> SeenWindow:
+        """A start; the window is a fresh one."""
+        for number in window.expect(seen, self.slots):
+            newest_at, hashes = self.slots[number]
+            window.restore(number, newest_at, hashes[:])
+        if seen is not None:
+            assert window.seen().count >= seen.count, "a false alarm: nothing is lost"
+        window.forget_before(begin)
+        return window
 
 
 def test_repeats_in_the_window_and_within_a_page_are_dropped_in_order() -> None:
     window = SeenWindow(100)
-    published(window, ["b"], at(1), {"t": {0: (5, 5)}})
-    assert claimed(window, "a", "b", "a", "c") == ["a", "c"]
+    published(window, [2], at(1))
+    assert list(claimed(window, 1, 2, 1, 3)) == [1, 3]
 
 
 def test_a_page_may_be_claimed_before_the_one_before_it_is_out() -> None:
     """Its repeats are dropped though nothing is remembered yet; and then both are."""
     window = SeenWindow(100)
-    assert claimed(window, "a", "b") == ["a", "b"]
-    assert claimed(window, "b", "c", "d", "d", "a") == ["c", "d"]
-    window.remember(["a", "b"], at(1), {"t": {0: (0, 1)}})
-    window.remember(["c", "d"], at(2), {"t": {0: (2, 3)}})
+    first = claimed(window, 1, 2)
+    second = claimed(window, 2, 3, 4, 4, 1)
+    assert (list(first), list(second)) == ([1, 2], [3, 4])
+    window.remember(first, [at(1), at(1)], START, NOW)
+    window.remember(second, [at(1 + SPAN + 1), at(2)], START, NOW)
     window.forget_before(at(2))
-    assert [one in window for one in "abcd"] == [False, False, True, True]
-
-
-def test_an_empty_window_says_nothing() -> None:
-    window = SeenWindow(100)
-    assert window.seen() is None
-    assert published(window, [], at(1), {}) == 0
-    assert window.seen() is None
+    assert [one in window for one in (1, 2, 3, 4)] == [False, False, True, True]
 
 
 def test_a_page_is_kept_while_one_of_its_events_may_come_again() -> None:
     window = SeenWindow(100)
-    published(window, ["a"], at(10), {"t": {0: (0, 0)}})
+    published(window, [1, 2], at(3), at(10))
     window.forget_before(at(10))
-    assert "a" in window
+    assert 1 in window
     window.forget_before(at(11))
-    assert "a" not in window
+    assert 1 not in window
 
 
-def test_one_page_dated_far_ahead_holds_back_no_other() -> None:
+def test_an_event_dated_far_ahead_pins_only_itself() -> None:
+    """Neither the rest of its page, nor the pages around it, nor what is a little ahead."""
     window = SeenWindow(100)
-    published(window, ["far"], datetime.max.replace(tzinfo=UTC), {"t": {0: (0, 0)}})
-    published(window, ["a"], at(1), {"t": {0: (1, 1)}})
-    window.forget_before(at(2))
-    assert ("far" in window, "a" in window, len(window)) == (True, False, 1)
+    now = at(100)
+    published(window, [1, 2, 3, 4], at(90), FAR, at(3700), at(95), now=now)
+    published(window, [5], at(96), now=now)
+    window.forget_before(at(97))
+    assert [one in window for one in range(1, 6)] == [False, True, True, False, False]
+    window.forget_before(at(3701))
+    assert [one in window for one in range(1, 6)] == [False, True, False, False, False]
 
 
-def test_at_the_bound_the_oldest_page_goes_and_is_counted() -> None:
+def test_an_event_dated_far_ahead_does_not_hold_back_what_is_read_back() -> None:
+    """However often the relay restarts."""
+    log, window = Log(), SeenWindow(100)
+    published(window, [1, 2], FAR, at(0), now=at(0))
+    seen = log.take(window)
+    for number in range(3, 40):
+        window = log.restored(SeenWindow(100), seen, at(0))
+        published(window, [number], at(100 * number), now=at(100 * number))
+        window.forget_before(at(100 * number - 50))
+        seen = log.take(window)
+        assert len(window) == 2
+        assert len(log.slots) == 2
+        assert seen.count == 2
+
+
+def test_at_the_bound_the_oldest_goes_and_is_counted() -> None:
     window = SeenWindow(3)
-    assert published(window, ["a", "b"], at(1), {}) == 0
-    assert published(window, ["c", "d"], at(2), {}) == 2
-    assert ["a" in window, "c" in window, len(window)] == [False, True, 2]
+    assert published(window, [1, 2], at(1)) == 0
+    assert published(window, [3, 4], at(100)) == 2
+    assert [1 in window, 3 in window, len(window)] == [False, True, 2]
 
 
 def test_the_newest_page_is_never_forgotten_whatever_its_size() -> None:
-    window = SeenWindow(1)
-    assert published(window, ["a", "b", "c"], at(1), {}) == 0
-    assert len(window) == 3
+    window = SeenWindow(1, slot_ids_max=2)
+    assert published(window, [1, 2, 3, 4, 5], at(1)) == 0
+    assert len(window) == 5
 
 
-def test_small_pages_kept_as_one_are_forgotten_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen_module, "PAGES_EXACT", 2)
+def test_small_pages_share_a_slot_and_a_large_one_is_cut() -> None:
+    window, log = SeenWindow(1000, slot_ids_max=100), Log()
+    for number in range(1, 11):
+        published(window, [number], at(number))
+        log.take(window)
+    assert [len(hashes) for _, hashes in log.slots.values()] == [10]
+    published(window, list(range(11, 300)), at(20))
+    log.take(window)
+    assert [len(hashes) for _, hashes in log.slots.values()] == [100, 100, 99]
+    published(window, [300], at(21))
+    log.take(window)
+    assert [len(hashes) for _, hashes in log.slots.values()] == [100, 100, 99, 1]
+
+
+def test_what_is_written_again_is_bounded() -> None:
+    """However long small pages come, and whatever is between them."""
+    window = SeenWindow(100_000)
+    for number in range(1, 3000):
+        published(window, [number], at(number // 100))
+        written, _ = window.changes()
+        assert sum(len(slot.hashes) for slot in written) <= SHARED_IDS_MAX
+
+
+def test_pages_far_apart_share_no_slot() -> None:
+    """They are forgotten together, so they may not be of different hours."""
     window = SeenWindow(100)
     for number in range(5):
-        published(window, [str(number)], at(30 * number), {"t": {0: (number, number)}})
-    # A minute is the longest span of what is kept as one: 0; 30, 60 and 90; and 120 s.
-    window.forget_before(at(90))
-    assert [str(number) in window for number in range(5)] == [False, True, True, True, True]
-    assert window.seen() == Seen({"t": {0: 1}}, at(120))
-    window.forget_before(at(91))
-    assert [str(number) in window for number in range(5)] == [False, False, False, False, True]
-    assert window.seen() == Seen({"t": {0: 4}}, at(120))
+        published(window, [number + 1], at(SPAN // 2 * number))
+    window.forget_before(at(SPAN // 2 * 2 + 1))
+    assert [number + 1 in window for number in range(5)] == [False, False, False, True, True]
 
 
-@given(st.lists(st.text(), max_size=20))
-def test_what_was_read_back_is_known(ids: list[str]) -> None:
-    window = SeenWindow(1000)
-    seen = Seen({"t": {0: 4}}, at(5))
-    window.restore(ids, seen)
-    assert claimed(window, *ids) == []
+def test_after_an_edit_nothing_is_remembered_and_the_log_is_emptied_bit_by_bit() -> None:
+    window, log = SeenWindow(10_000), Log()
+    count = 2 * GONE_MAX + 5
+    for number in range(1, count + 1):
+        published(window, [number], at(number * 2 * SPAN))
+        seen = log.take(window)
+    assert (seen.count, len(log.slots)) == (count, count)
+    window.forget_all()
+    seen = log.take(window)
+    assert seen == Seen(count + 1, 0)
+    assert len(log.slots) == count - GONE_MAX
+    # A start before the rest has left does not bring it back.
+    window = log.restored(SeenWindow(10_000), seen, START)
+    assert len(window) == 0
+    published(window, [1], at(1))
+    for _ in range(2):
+        log.take(window)
+    assert [list(hashes) for _, hashes in log.slots.values()] == [[1]]
+
+
+def test_an_edit_in_the_database_forgets_what_the_log_has() -> None:
+    """The trigger sets `seen` to NULL; the log's slots are of before."""
+    window, log = SeenWindow(100), Log()
+    published(window, [1], at(1))
+    log.take(window)
+    window = log.restored(SeenWindow(100), None, START)
+    assert 1 not in window
+    published(window, [1], at(1))
+    log.take(window)
+    assert list(log.slots) == [2], "the number is not used again while the log has it"
+
+
+def test_what_was_never_written_leaves_no_tombstone() -> None:
+    window = SeenWindow(100)
+    published(window, [1], at(1))
+    window.forget_before(at(2))
+    assert window.changes() == ([], [])
+
+
+@given(st.lists(st.integers(1, 2**64 - 1), max_size=20, unique=True))
+def test_what_was_read_back_is_known(ids: list[int]) -> None:
+    window, log = SeenWindow(1000), Log()
+    published(window, ids, at(5))
+    seen = log.take(window)
+    window = log.restored(SeenWindow(1000), seen, START)
+    assert list(claimed(window, *ids)) == []
     assert window.seen() == seen
+    assert window.changes() == ([], [])
+
+
+def test_what_the_log_has_lost_is_missing() -> None:
+    window, log = SeenWindow(1000), Log()
+    published(window, [1, 2], at(5))
+    published(window, [3], at(5 + 2 * SPAN))
+    seen = log.take(window)
+    del log.slots[2]
+    with pytest.raises(AssertionError, match="a false alarm"):
+        log.restored(SeenWindow(1000), seen, START)
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """Any sequence of pages over two partitions, forgetting, restarts, and a topic made anew."""
+    """Any sequence of pages, ahead of the present among them, of forgetting, edits and restarts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bound = 12
-        self.window = SeenWindow(self.bound)
-        self.pages: list[tuple[list[str], datetime, dict[int, int]]] = []
-        self.logs: tuple[list[str], list[str]] = ([], [])
-        self.is_made_anew = False
+        self.window = SeenWindow(self.bound, slot_ids_max=4)
+        self.log = Log()
+        self.seen: Seen | None = None
+        self.begin = START
+        self.now = at(400)
+        self.remembered: dict[int, datetime] = {}
+        self.next = 1
 
-    @rule(ids=st.lists(st.integers(0, 40).map(str), max_size=6), second=st.integers(0, 30))
-    def page(self, ids: list[str], second: int) -> None:
-        fresh = claimed(self.window, *ids)
-        known = {one for page, _, _ in self.pages for one in page}
-        assert fresh == [one for one in dict.fromkeys(ids) if one not in known]
-        taken = {}
-        for partition, log in enumerate(self.logs):
-            first = len(log)
-            log += [one for one in fresh if int(one) % 2 == partition]
-            if len(log) > first:
-                taken[partition] = (first, len(log) - 1)
-        forgotten = self.window.remember(fresh, at(second), {"t": taken} if taken else {})
-        if fresh:
-            starts = {partition: first for partition, (first, _) in taken.items()}
-            self.pages.append((fresh, at(second), starts))
-        expected = 0
-        while sum(len(page) for page, _, _ in self.pages) > self.bound and len(self.pages) > 1:
-            expected += len(self.pages.pop(0)[0])
-        assert forgotten == expected
+    @rule(
+        times=st.lists(st.integers(0, 500) | st.sampled_from([4000, 10**6, 10**9]), max_size=6),
+        repeats=st.integers(0, 3),
+        letters=st.integers(0, 2),
+    )
+    def page(self, times: list[int], repeats: int, letters: int) -> None:
+        again = [one for one, when in self.remembered.items() if when >= self.begin][:repeats]
+        fresh = list(range(self.next, self.next + len(times) + letters))
+        self.next += len(fresh)
+        hashes = claimed(self.window, *again, *fresh, *fresh)
+        assert list(hashes) == fresh
+        occurred = [at(one) for one in times]
+        before = len(self.window) - len(fresh)
+        forgotten = self.window.remember(hashes, occurred, self.begin, self.now)
+        self.window.forget_before(self.begin)
+        self.seen = self.log.take(self.window)
+        self.remembered |= dict(zip(fresh, occurred, strict=False))
+        if forgotten:
+            assert before + len(fresh) > self.bound
+            # Which ones is said elsewhere; the page's own are among the kept, if they are young.
+            assert all(
+                one in self.window
+                for one, when in zip(fresh, occurred, strict=False)
+                if when >= self.begin
+            )
+            self.remembered = {
+                one: when for one, when in self.remembered.items() if one in self.window
+            }
 
-    @rule(second=st.integers(0, 30))
-    def forget(self, second: int) -> None:
-        self.window.forget_before(at(second))
-        self.pages = [page for page in self.pages if page[1] >= at(second)]
+    @rule(second=st.integers(0, 700))
+    def move(self, second: int) -> None:
+        self.begin = max(self.begin, at(second))
+        self.now = max(self.now, self.begin)
+        self.page([], 0, 0)
 
     @rule()
     def edit(self) -> None:
         self.window.forget_all()
-        self.pages = []
-
-    @rule()
-    def topic_made_anew(self) -> None:
-        self.logs = ([], [])
-        self.is_made_anew = True
+        self.remembered = {}
+        self.seen = self.log.take(self.window)
 
     @rule()
     def restart(self) -> None:
-        """Read back from where the checkpoint says: at least what was remembered and is there."""
-        seen = self.window.seen()
-        self.window = SeenWindow(self.bound)
-        if seen is None:
-            assert self.pages == []
-            return
-        starts = dict(seen.start["t"])
-        ids = [one for partition, first in starts.items() for one in self.logs[partition][first:]]
-        remembered = {one for page, _, _ in self.pages for one in page}
-        assert remembered & {one for log in self.logs for one in log} <= set(ids)
-        assert seen.newest_at == max(newest for _, newest, _ in self.pages)
-        self.window.restore(ids, seen)
-        self.pages = [(ids, seen.newest_at, starts)]
+        before = {one for one in range(1, self.next) if one in self.window}
+        self.window = self.log.restored(
+            SeenWindow(self.bound, slot_ids_max=4), self.seen, self.begin
+        )
+        assert {one for one in range(1, self.next) if one in self.window} == before
+
+    @rule()
+    def restart_after_an_edit_in_the_database(self) -> None:
+        self.window = self.log.restored(SeenWindow(self.bound, slot_ids_max=4), None, self.begin)
+        self.remembered = {}
+        self.seen = None
+        assert len(self.window) == 0
 
     @invariant()
-    def same_as_the_model(self) -> None:
-        assert len(self.window) == len({one for page, _, _ in self.pages for one in page})
-        assert all(one in self.window for page, _, _ in self.pages for one in page)
-        seen = self.window.seen()
-        if seen is None:
-            assert self.pages == []
-            return
-        assert seen.newest_at == max(newest for _, newest, _ in self.pages)
-        least: dict[int, int] = {}
-        for _, _, starts in self.pages:
-            for partition, first in starts.items():
-                least[partition] = min(first, least.get(partition, first))
-        found = seen.start["t"]
-        assert found.keys() == least.keys()
-        if self.is_made_anew:
-            # Never too late; perhaps earlier, which reads back more.
-            assert all(found[partition] <= first for partition, first in least.items())
-        else:
-            assert found == least
+    def what_may_come_again_is_remembered(self) -> None:
+        for one, when in self.remembered.items():
+            assert one in self.window or when < self.begin
+
+    @invariant()
+    def what_is_passed_is_forgotten(self) -> None:
+        for one, when in self.remembered.items():
+            # A page's newest may be a minute ahead, and two pages share a slot within a minute.
+            ahead = when > self.now + SHARED_SPAN
+            if not ahead and self.begin > max(at(500), self.now) + 2 * SHARED_SPAN:
+                assert one not in self.window
+
+    @invariant()
+    def the_log_has_what_is_remembered(self) -> None:
+        assert self.window.seen().count == len(self.window)
+        if self.seen is not None:
+            assert sum(len(hashes) for _, hashes in self.log.slots.values()) == len(self.window)
 
 
 TestWindow = WindowMachine.TestCase

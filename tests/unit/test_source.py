@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import compress
 from typing import Any
 
+import drafts
 import orjson
 import pytest
 import structlog.testing
-from drafts import ListPage, new_draft, outlet
+from drafts import HASHER, ListPage, new_draft, outlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
 from verity_stream.draft import Draft
+from verity_stream.ids import hashes_of
 from verity_stream.records import (
     GAPS_TOPIC,
     Checkpoint,
@@ -317,11 +320,13 @@ def test_a_crash_at_any_page_loses_nothing_of_an_ascending_source(
             watermark.pass_by([one.occurred_at for one in chunk])
             if number == len(cut) - 1:
                 watermark.finish()
-            fresh = [one for one in chunk if window.claim(one.event_id)]
+            hashes = [HASHER.hash("t", str(one.event_id).encode()) for one in chunk]
+            is_fresh = [window.claim(hashed) for hashed in hashes]
+            fresh = list(compress(chunk, is_fresh))
             published += fresh
-            if fresh and remembers:
-                newest = max(one.occurred_at for one in fresh)
-                window.remember([one.event_id for one in fresh], newest, {})
+            if remembers:
+                times = [one.occurred_at for one in fresh]
+                window.remember(hashes_of(compress(hashes, is_fresh)), times, START, NOW)
             last_ts = watermark.rests_at
             window.forget_before(last_ts)
     ids = [one.event_id for one in published]
@@ -414,7 +419,7 @@ async def pages_of(
 
 
 def ids_of(*pages: RelayPage) -> list[str]:
-    return [one for page in pages for one in page.draft.ids]
+    return [one for page in pages for one in drafts.ids_of(page.draft)]
 
 
 def records_of(page: RelayPage) -> list[Record]:
@@ -583,9 +588,9 @@ def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
         nonlocal checkpoint
         drafts: Any = partial(Draft, outlet("acme-1", window))
         async for page in source.pages(checkpoint, drafts):
-            newest_at = max(page.draft.fresh_times, default=checkpoint.last_ts)
-            published.extend(page.draft.ids)
-            window.remember(page.draft.ids, newest_at, {})
+            published.extend(ids_of(page))
+            draft = page.draft
+            window.remember(draft.hashes, draft.fresh_times, checkpoint.last_ts, clock())
             checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.last_ts))
             window.forget_before(earlier(checkpoint.last_ts, lookback))
 
@@ -704,7 +709,7 @@ def test_what_goes_out_is_whole_however_it_was_cut(
         out = 0
         handed_over = []
         async for page in source.pages(CHECKPOINT, new_draft()):
-            ids = list(page.draft.ids)
+            ids = ids_of(page)
             assert ids == [f"e{number}" for number in range(out, out + len(ids))]
             out += len(ids)
             assert out == ends[page.cursor["next"]], "events and cursor of different pages"
@@ -712,7 +717,7 @@ def test_what_goes_out_is_whole_however_it_was_cut(
             for _ in range(slow):
                 await asyncio.sleep(0)
         assert out == sum(sizes)
-        assert all(draft.ids == ids for draft, ids in handed_over)
+        assert all(drafts.ids_of(draft) == ids for draft, ids in handed_over)
 
     asyncio.run(scenario())
 
@@ -731,7 +736,7 @@ async def test_a_page_that_could_only_be_added_in_part_does_not_go_out(count: in
 
     async def read() -> None:
         async for page in source.pages(CHECKPOINT, new_draft()):
-            ids.extend(page.draft.ids)
+            ids.extend(ids_of(page))
 
     with pytest.raises(TypeError):
         await read()

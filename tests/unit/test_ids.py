@@ -1,0 +1,106 @@
+"""Ids as hashes: whose they are, and the set that remembers them."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from verity_stream.ids import SHARDS, IdHasher, IdTable
+
+ONE, OTHER = IdHasher(b"k" * 16), IdHasher(b"l" * 16)
+
+
+@given(st.text(), st.binary())
+def test_an_id_has_one_hash_in_every_process_of_an_installation(topic: str, one: bytes) -> None:
+    assert IdHasher(b"k" * 16).hash(topic, one) == ONE.hash(topic, one)
+    assert 0 < ONE.hash(topic, one) < 2**64
+
+
+def test_the_hash_stays_what_it_is() -> None:
+    """What was written by an older version must be found by a newer one."""
+    assert ONE.hash("verity.events.raw.acme", b"e1") == 5514333672479503626
+    assert ONE.fingerprint.hex() == "4c633e34"
+
+
+def test_another_key_is_another_hash_and_another_fingerprint() -> None:
+    assert ONE.hash("t", b"1") != OTHER.hash("t", b"1")
+    assert ONE.fingerprint != OTHER.fingerprint
+    assert b"k" not in ONE.fingerprint
+
+
+def test_the_same_id_in_another_topic_is_another_one() -> None:
+    assert ONE.hash("a", b"1") != ONE.hash("b", b"1")
+    assert ONE.hash("a", b"b1") != ONE.hash("ab", b"1"), "where the topic ends is clear"
+
+
+def test_it_costs_less_than_16_bytes_an_id_while_it_grows_and_gives_them_back() -> None:
+    drawn = random.Random(1)
+    ids = [drawn.getrandbits(64) or 1 for _ in range(200_000)]
+    table = IdTable()
+    for count, one in enumerate(ids, 1):
+        table.add(one)
+        if count > 20_000 and count % 5000 == 0:
+            # Its shards grow about at the same time, each by half.
+            assert 10 < table.size_bytes / count < 17, count
+    for one in ids[1000:]:
+        table.discard(one)
+    assert len(table) == 1000
+    assert table.size_bytes < 1000 * 40
+    assert all(one in table for one in ids[:1000])
+
+
+def test_room_that_was_made_is_enough_and_not_too_much() -> None:
+    drawn = random.Random(2)
+    table = IdTable()
+    table.reserve(100_000)
+    before = table.size_bytes
+    for _ in range(100_000):
+        table.add(drawn.getrandbits(64) or 1)
+    assert table.size_bytes == before < 16 * 100_000
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Against Python's set; hashes that collide, wrap around and make long runs among them."""
+
+    hashes = st.integers(1, 2**64 - 1) | st.builds(
+        lambda home, shard: (home * SHARDS + shard) or 1, st.integers(0, 40), st.integers(0, 1)
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = IdTable()
+        self.model: set[int] = set()
+
+    @rule(hashed=hashes)
+    def add(self, hashed: int) -> None:
+        assert self.table.add(hashed) is (hashed not in self.model)
+        self.model.add(hashed)
+
+    @rule(hashed=hashes)
+    def discard(self, hashed: int) -> None:
+        self.table.discard(hashed)
+        self.model.discard(hashed)
+
+    @rule(count=st.integers(0, 2000))
+    def reserve(self, count: int) -> None:
+        self.table.reserve(count)
+
+    @rule()
+    def clear(self) -> None:
+        self.table.clear()
+        self.model.clear()
+
+    @rule(hashed=hashes)
+    def look(self, hashed: int) -> None:
+        assert (hashed in self.table) is (hashed in self.model)
+
+    @invariant()
+    def has_all(self) -> None:
+        assert len(self.table) == len(self.model)
+        assert all(hashed in self.table for hashed in self.model)
+
+
+TestTable = TableMachine.TestCase
