@@ -214,18 +214,15 @@ class Start:
     """Where a relay starts, and what has to be made equal first.
 
     Attributes:
-        checkpoint: The position, with the new epoch.
-        repair_database_from: The version that Postgres has, if it must be brought up.
+        checkpoint: The position, with the new epoch. Where its version is higher than the row's,
+            the row is brought up; by more than one: the database is not the one that this topic
+            was written with.
         publish: Whether the topic lacks this position, so that it must be published as a
             checkpoint of its own.
-        pages_behind: How far Postgres was behind the topic; more than 1 means that the
-            database is not the one that this topic was written with.
     """
 
     checkpoint: Checkpoint
-    repair_database_from: int | None = None
     publish: bool = False
-    pages_behind: int = 0
 
 
 def after_loss(
@@ -247,6 +244,22 @@ def after_loss(
     return replace(published, version=stored.version, epoch=stored.epoch)
 
 
+def lifted(stored: Checkpoint, published: Checkpoint | None, published_version: int) -> Checkpoint:
+    """The row; an edit of a row that is behind the topic at the topic's version.
+
+    A database that was restored and then edited: the edit came after everything that was
+    published, so it must not lose against a version that it could not know.
+
+    Args:
+        stored: The row in Postgres.
+        published: The last committed record of the topic, or None.
+        published_version: What the row says that a relay last published; an edit comes on top.
+    """
+    if published is None or stored.version <= published_version:
+        return stored
+    return replace(stored, version=max(stored.version, published.version))
+
+
 def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:
     """Which of the two views of a checkpoint wins.
 
@@ -262,9 +275,5 @@ def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:
     if published is None:
         return Start(stored, publish=stored.version > 0)
     if published.version > stored.version:
-        return Start(
-            replace(published, epoch=stored.epoch),
-            repair_database_from=stored.version,
-            pages_behind=published.version - stored.version,
-        )
+        return Start(replace(published, epoch=stored.epoch))
     return Start(stored, publish=published.position != stored.position)

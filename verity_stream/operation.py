@@ -61,7 +61,8 @@ class OperationStore:
     ) -> bool:
         """Pause or resume a connector, with an audit row; False if it was so already.
 
-        Workers act on it at their next look, within 2 seconds. `who` is what the caller says;
+        Workers act on it at their next look, within 2 seconds: what is resumed starts then,
+        however long it was to wait when it was paused. `who` is what the caller says;
         the database role, which it had to prove, is added.
         """
         async with (
@@ -77,6 +78,12 @@ class OperationStore:
                 connector_id,
                 is_paused,
             )
+            if not is_paused:  # It asks for a start: workers may not have seen a short pause.
+                await connection.execute(
+                    "UPDATE connector_controls SET restart_requested_at = clock_timestamp() "
+                    "WHERE connector_id = $1",
+                    connector_id,
+                )
             await self._audit(
                 connection,
                 connector_id,

@@ -34,6 +34,7 @@ from verity_stream.checkpoints import (
     after_loss,
     beginning,
     decide_start,
+    lifted,
 )
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
@@ -73,6 +74,9 @@ RECOVERED_TOGETHER = 4096
 
 PUBLISHED_MARGIN = timedelta(hours=1)
 """An event is published after it occurred, by clocks that differ."""
+
+EDIT_WINS = "edit_wins"
+"""What is logged in place of a policy where an operator's edit has decided already."""
 
 
 class Relay:
@@ -202,24 +206,32 @@ class Relay:
         # Two starters may claim in one order and fence in the other: whoever finds a newer epoch
         # after its own fencing gives way. And not before reading back, which may take minutes:
         # what a newer relay published meanwhile would look like a restored database.
-        stored = await self._load(claimed.epoch)
-        lost = provenance.published_version - (0 if published is None else published.version)
+        row = await self._load(claimed.epoch)
+        # Asked again: until the claim another relay went on publishing. From then on only edits
+        # raise the row's version.
+        published_version = (await self._store.provenance(connector_id)).published_version
+        is_edited = row.version > published_version
+        lost = published_version - (0 if published is None else published.version)
         if lost > 0:
-            self._topic_is_behind(lost)
-            stored = after_loss(stored, published, provenance.published_version)
+            if not is_moved:  # Else that has been said, and explains it.
+                self._topic_is_behind(lost, is_edited=is_edited)
+            stored = after_loss(row, published, published_version)
+        else:
+            stored = lifted(row, published, published_version)
         start = decide_start(stored, published)
-        if start.pages_behind > 1:
-            self._database_is_behind(start.pages_behind)
-        if start.repair_database_from is not None:
-            outcome = await self._store.persist(
-                start.checkpoint, expected_version=start.repair_database_from
-            )
+        behind = start.checkpoint.version - row.version
+        if behind > 1:
+            self._database_is_behind(behind, is_edited=is_edited)
+        if behind > 0:
+            outcome = await self._store.persist(start.checkpoint, expected_version=row.version)
             if outcome is Persisted.FENCED:
                 raise Fenced("a newer relay claimed the connector during this one's start")
             if outcome is Persisted.EDITED:
                 raise Unavailable("an operator moved the position during the start")
             self._log.info("relay.database_repaired", version=start.checkpoint.version)
         checkpoint = start.checkpoint
+        if checkpoint.collected_from is None and published is not None:
+            checkpoint = replace(checkpoint, collected_from=published.collected_from)
         if checkpoint.collected_from is None or start.publish:
             checkpoint = self._begun(checkpoint)
         self._hold(checkpoint)
@@ -350,18 +362,20 @@ class Relay:
         self._status.complete_through = checkpoint.complete_through
         self._status.seen_count = len(self._window)
 
-    def _database_is_behind(self, pages: int) -> None:
+    def _database_is_behind(self, pages: int, *, is_edited: bool) -> None:
         self._status.behind_count += 1
-        self._log.error("relay.database_behind", pages=pages, policy=self._settings.database_behind)
-        if self._settings.database_behind == "stop":
+        # An edit is the decision that "stop" leaves to the operator.
+        policy = EDIT_WINS if is_edited else self._settings.database_behind
+        self._log.error("relay.database_behind", pages=pages, policy=policy)
+        if policy == "stop":
             raise Misconfigured(
                 f"the database is {pages} pages behind the topic, as after a restored backup; "
                 "VERITY_DATABASE_BEHIND=stop leaves the decision to you"
             )
 
-    def _topic_is_behind(self, versions: int) -> None:
+    def _topic_is_behind(self, versions: int, *, is_edited: bool) -> None:
         self._status.topic_behind_count += 1
-        policy = self._settings.topic_behind
+        policy = EDIT_WINS if is_edited else self._settings.topic_behind
         self._log.error("relay.topic_behind", versions=versions, policy=policy)
         if policy == "stop":
             raise Misconfigured(
@@ -508,7 +522,17 @@ class Relay:
             await self._adopt_edit(await self._load(after.epoch))
 
     async def _adopt_edit(self, edited: Checkpoint) -> None:
-        """Go on from where an operator put the position; ids are forgotten, to replay them."""
+        """Go on from where an operator put the position; ids are forgotten, to replay them.
+
+        Raises:
+            Unavailable: It is no edit: the row is older than what was published. The next start
+                decides what holds.
+        """
+        if edited.version < self.checkpoint.version:
+            raise Unavailable(
+                f"the stored position went back from version {self.checkpoint.version} to "
+                f"{edited.version} while the connector ran, as after a restored backup"
+            )
         self._log.warning(
             "relay.position_edited",
             before=format_utc(self.checkpoint.last_ts),

@@ -334,9 +334,15 @@ class ConnectorRunner:
         for one in self._connectors:
             before, one.control = one.control, controls.get(one.spec.connector_id, Control())
             # At a worker's first look everything starts anyway.
-            one.is_restart_due |= self._has_read_controls and (
+            if not self._has_read_controls:
+                continue
+            # However long it was to wait: a resume is asked for by whoever has mended something.
+            is_resumed = before.is_paused and not one.control.is_paused
+            one.is_restart_due |= is_resumed or (
                 one.control.restart_requested_at != before.restart_requested_at
             )
+            if one.control.snapshot_requested_at != before.snapshot_requested_at:
+                one.next_snapshot_at = None
         self._has_read_controls = True
 
     def _launch(self, one: _Supervised) -> None:

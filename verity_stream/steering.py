@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,42 +12,69 @@ from verity_sdk.times import format_utc
 from verity_stream.checkpoints import PostgresCheckpoints, _from_row
 from verity_stream.database import database_errors
 from verity_stream.operation import OperationStore
-from verity_stream.records import Checkpoint
+from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint
 
 
 def rewound(
     stored: Checkpoint,
-    published: Checkpoint | None,
+    history: Sequence[Checkpoint],
     *,
     to: datetime | None,
     cursor: Mapping[str, Any] | None,
+    edited_version: int = 0,
 ) -> Checkpoint:
     """The row that moves a connector back: the next version, and no ids are remembered.
 
+    Nothing in Verity can compare two cursors. One lies behind for certain if the connector stood
+    there since its position was last edited: then it goes back to that checkpoint, watermark
+    included.
+
     Args:
         stored: The row as it is.
-        published: The last committed record. It may be a page ahead, or many after a backup was
-            restored: the higher version wins, so the new one must be higher than both.
-        to: The watermark to go on from; None leaves it where it is.
+        history: The committed records that the topic still has, oldest first. The last may be a
+            page ahead of the row, or many after a backup was restored: the higher version wins,
+            so the new one must be higher than both.
+        to: The watermark to go on from; None leaves it where it was.
         cursor: The connector's own position to go on from; None clears it.
+        edited_version: The version that the last edit took; 0 if there was none.
 
     Raises:
-        Misconfigured: It is no rewind. Going forward would leave out events and record no gap.
+        Misconfigured: It is no rewind, or can't be known to be one. Going forward would leave out
+            events and record no gap.
     """
     newest = stored
-    if published is not None and published.version > stored.version:
-        newest = published
+    if history and history[-1].version > stored.version:
+        newest = history[-1]
     if to is None and cursor is None:
         raise Misconfigured("a rewind needs --to, --cursor, or both")
-    if to is not None and to > newest.last_ts:
+    watermark = newest.last_ts if to is None else to
+    if watermark > newest.last_ts:
         raise Misconfigured(
-            f"{format_utc(to)} is after the watermark {format_utc(newest.last_ts)}: what lies "
-            "between would never be fetched"
+            f"{format_utc(watermark)} is after the watermark {format_utc(newest.last_ts)}: what "
+            "lies between would never be fetched"
         )
+    if cursor is not None:
+        known = next(
+            (
+                one
+                for one in history
+                if one.cursor == cursor
+                and one.version > edited_version
+                and one.last_ts <= newest.last_ts
+            ),
+            None,
+        )
+        if known is None:
+            raise Misconfigured(
+                "this cursor may lie ahead, and what it skips would never be fetched: no "
+                f"checkpoint since version {edited_version} that {CHECKPOINTS_TOPIC} still has "
+                "stood there. Use --to instead: the connector makes its own cursor"
+            )
+        watermark = min(watermark, known.last_ts)
     return replace(
         stored,
         version=newest.version + 1,
-        last_ts=newest.last_ts if to is None else to,
+        last_ts=watermark,
         cursor=cursor,
         complete_through=None,
         seen=None,
@@ -109,6 +136,16 @@ class SteeringStore:
         if stored is None:
             raise Misconfigured(f"{connector_id} has no checkpoint yet: it starts at the beginning")
         return stored
+
+    async def edited_version(self, connector_id: str) -> int:
+        """The version that the last edit or rewind of the row took; 0 if there was none."""
+        async with database_errors("reading the audit trail"):
+            version: int = await self._pool.fetchval(
+                "SELECT coalesce(max((after->>'version')::bigint), 0) FROM connector_audit "
+                "WHERE connector_id = $1 AND action IN ('edit', 'rewind')",
+                connector_id,
+            )
+        return version
 
     async def rewind(self, stored: Checkpoint, after: Checkpoint, *, who: str, reason: str) -> None:
         """Write the position and an audit row, if nothing has changed since `stored` was read.

@@ -137,6 +137,21 @@ class KafkaTopicReader:
                     last = newer_checkpoint(last, record.value)
         return None if last is None else decode_checkpoint(last)
 
+    async def history(self, connector_id: str) -> list[Checkpoint]:
+        """The connector's committed checkpoint records that the topic still has, oldest first.
+
+        The topic is compacted: the last one is there for certain, others for some hours.
+        """
+        partition = partition_for(connector_id, self._checkpoint_partitions)
+        key = connector_id.encode()
+        values = [
+            record.value
+            async for records in self.read({TopicPartition(CHECKPOINTS_TOPIC, partition): None})
+            for record in records
+            if record.key == key
+        ]
+        return [decode_checkpoint(value) for value in values if value is not None]
+
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
     ) -> AsyncIterator[list[PublishedId]]:

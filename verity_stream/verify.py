@@ -131,6 +131,11 @@ def _judge_row(views: Views, policy: Policy, is_settled: bool) -> Finding:
         )
     behind = topic.version - (0 if after is None else after.version)
     if behind > 1:
+        if after is not None and after.version in views.edits:
+            return Finding(
+                Verdict.REPAIRED,
+                (f"an edit, {behind} versions behind the topic, is not published yet",),
+            )
         if policy == "stop":
             return Finding(
                 Verdict.DIVERGED,

@@ -19,6 +19,7 @@ from verity_stream.database import create_pool, migrate
 from verity_stream.operation import OperationStore
 from verity_stream.records import Checkpoint, Seen, SeenInTopics
 from verity_stream.status import State, Status
+from verity_stream.steering import SteeringStore
 
 pytestmark = pytest.mark.stack
 
@@ -42,6 +43,18 @@ def store(request: pytest.FixtureRequest, pool: Any) -> Any:
     if request.param == "postgres":
         return PostgresCheckpoints(pool)
     return MemoryCheckpoints().scripted(Script())
+
+
+async def edit_cursor(store: Any, connector: str, cursor: dict[str, Any]) -> None:
+    """What an operator types to move the cursor alone."""
+    if isinstance(store, PostgresCheckpoints):
+        await store._pool.execute(
+            "UPDATE connector_checkpoints SET cursor = $2 WHERE connector_id = $1",
+            connector,
+            cursor,
+        )
+    else:
+        store.store.edit(connector, cursor=cursor)
 
 
 async def edit(store: Any, connector: str, at: datetime) -> None:
@@ -171,6 +184,44 @@ async def test_the_specifications_upsert_is_an_edit_with_an_audit_row(pool: Any)
     assert datetime.fromisoformat(audit["before"]["last_ts"]) == AT
     assert datetime.fromisoformat(audit["after"]["last_ts"]) == earlier
     assert audit["after"]["version"] == 2
+
+
+async def test_an_edit_of_the_cursor_alone_is_an_edit_and_keeps_the_cursor(store: Any) -> None:
+    connector = new_name()
+    claimed = await store.claim(connector)
+    page = after(claimed)
+    await store.persist(page, expected_version=0)
+    await edit_cursor(store, connector, {"next": 5})
+    assert await store.load(connector) == Checkpoint(connector, 2, 1, AT, {"next": 5})
+    assert await store.persist(after(page), expected_version=1) is Persisted.EDITED
+
+
+async def test_an_edit_of_the_cursor_leaves_an_audit_row(pool: Any) -> None:
+    store, connector = PostgresCheckpoints(pool), new_name()
+    await store.persist(after(await store.claim(connector)), expected_version=0)
+    await edit_cursor(store, connector, {"next": 5})
+    (audit,) = await pool.fetch("SELECT * FROM connector_audit WHERE connector_id = $1", connector)
+    assert (audit["action"], audit["who"]) == ("edit", await pool.fetchval("SELECT session_user"))
+    assert audit["before"]["cursor"]["big"] == 2**53
+    assert (audit["after"]["cursor"], audit["after"]["version"]) == ({"next": 5}, 2)
+    assert await SteeringStore(pool).edited_version(connector) == 2
+    assert await SteeringStore(pool).edited_version("another") == 0
+
+
+async def test_an_edit_of_both_keeps_both_and_of_the_time_drops_the_cursor(pool: Any) -> None:
+    store, connector = PostgresCheckpoints(pool), new_name()
+    await store.persist(after(await store.claim(connector)), expected_version=0)
+    await pool.execute(
+        "UPDATE connector_checkpoints SET last_ts = $1, cursor = $2", AT - timedelta(1), {"n": 1}
+    )
+    both = await store.load(connector)
+    assert both == Checkpoint(connector, 2, 1, AT - timedelta(1), {"n": 1})
+    await pool.execute("UPDATE connector_checkpoints SET last_ts = $1", AT)
+    assert await store.load(connector) == Checkpoint(connector, 3, 1, AT)
+    # What clears a cursor that is there moves the position, too.
+    await edit_cursor(store, connector, {"n": 2})
+    await pool.execute("UPDATE connector_checkpoints SET cursor = NULL")
+    assert await store.load(connector) == Checkpoint(connector, 5, 1, AT)
 
 
 async def test_an_upsert_of_the_same_time_and_a_relays_write_are_no_edits(pool: Any) -> None:

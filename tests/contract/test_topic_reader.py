@@ -89,6 +89,19 @@ async def test_the_last_committed_checkpoint_wins_over_older_and_aborted_ones(
     assert found.version == 7
 
 
+async def test_the_history_of_a_connector_is_its_own_committed_records_in_order(
+    kafka: KafkaSettings, reader: KafkaTopicReader
+) -> None:
+    connector = new_name()
+    await publish(kafka, connector, *([checkpoint_of(connector, n)] for n in range(1, 4)))
+    await abort(kafka, connector, [checkpoint_of(connector, 4)])
+    other = neighbour(connector, partition_for)
+    await publish(kafka, other, [checkpoint_of(other, 99)])
+    await publish(kafka, connector, [checkpoint_of(connector, 5)])
+    assert [one.version for one in await reader.history(connector)] == [1, 2, 3, 5]
+    assert await reader.history(new_name()) == []
+
+
 async def test_it_is_found_above_an_open_transaction_of_another_connector(
     kafka: KafkaSettings, reader: KafkaTopicReader
 ) -> None:

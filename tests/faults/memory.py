@@ -253,14 +253,19 @@ class MemoryCheckpoints:
         self.published_versions[checkpoint.connector_id] = checkpoint.version
         return Persisted.DONE
 
-    def edit(self, connector_id: str, last_ts: datetime) -> Checkpoint:
-        """What `UPDATE … SET last_ts = …` by hand does."""
+    def edit(
+        self,
+        connector_id: str,
+        last_ts: datetime | None = None,
+        cursor: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """What `UPDATE … SET last_ts = …` by hand does, or `… SET cursor = …`, or both."""
         row = self.rows[connector_id]
         self.rows[connector_id] = replace(
             row,
             version=row.version + 1,
-            last_ts=last_ts,
-            cursor=None,
+            last_ts=row.last_ts if last_ts is None else last_ts,
+            cursor=cursor,
             complete_through=None,
             seen=None,
         )

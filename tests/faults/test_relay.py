@@ -590,6 +590,93 @@ async def test_a_restored_backup_blocks_where_the_operator_wants_to_decide() -> 
     assert world.store.rows[CONNECTOR].version == 1
 
 
+@pytest.mark.parametrize("kind", ["cursor", "closed"])
+@pytest.mark.parametrize("policy", ["kafka_wins", "stop"])
+async def test_an_edit_of_a_restored_row_wins_over_everything_that_was_published(
+    policy: str, kind: str
+) -> None:
+    """It is the decision that `stop` leaves to the operator."""
+
+    async def restored_and_edited() -> World:
+        world = World(kind)
+        await world.run_until_done()
+        row = world.store.rows[CONNECTOR]
+        world.store.rows[CONNECTOR] = replace(row, version=1, last_ts=NOW, cursor=None)
+        world.store.published_versions[CONNECTOR] = 1
+        world.store.edit(CONNECTOR, BEGINNING)
+        world.settings = StreamSettings(database_behind=policy)
+        return world
+
+    world = await restored_and_edited()
+    published, commits = world.checkpoints()[-1], len(world.broker.commits)
+    await world.run_until_done()
+    versions = [one.version for one in world.checkpoints()]
+    assert versions == sorted(set(versions)), "versions ascend"
+    edited = next(one for one in world.checkpoints() if one.version > published.version)
+    assert (edited.last_ts, edited.cursor) == (BEGINNING, None)
+    assert world.store.rows[CONNECTOR].position == world.checkpoints()[-1].position
+    replayed = Counter(
+        dict(record.headers)["event_id"].decode()
+        for commit in world.broker.commits[commits:]
+        for record in commit
+        if record.topic == raw_topic(PLATFORM)
+    )
+    assert replayed == dict.fromkeys(world.platform.ids, 1), "the replay is exactly once"
+    # Wherever that start dies, the edit still wins, and is replayed once.
+    for effect in [Effect("commit", 1, when) for when in ("before", "after")] + [
+        Effect("persist", number, when) for number in (1, 2) for when in ("before", "after")
+    ]:
+        world = await restored_and_edited()
+        commits = len(world.broker.commits)
+        await world.run_until_done(script_that(world, "cancellation", effect))
+        replayed = Counter(
+            dict(record.headers)["event_id"].decode()
+            for commit in world.broker.commits[commits:]
+            for record in commit
+            if record.topic == raw_topic(PLATFORM)
+        )
+        assert replayed == dict.fromkeys(world.platform.ids, 1), str(effect)
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+async def test_a_backup_that_is_restored_under_a_running_relay_is_no_edit(is_edited: bool) -> None:
+    """The row is older than what was published; the next start decides what holds."""
+    world = World("cursor")
+    backups: list[Checkpoint] = []
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("persist", 1, "after"):
+            backups.append(world.store.rows[CONNECTOR])
+        if effect == Effect("persist", 4, "before"):
+            world.store.rows[CONNECTOR] = backups[0]
+            world.store.published_versions[CONNECTOR] = backups[0].version
+            if is_edited:
+                world.store.edit(CONNECTOR, BEGINNING)
+
+    assert isinstance(await world.run(Script(hook)), Unavailable)
+    await world.run_until_done()
+    world.check(are_repeats_allowed=is_edited)
+    assert any(one.version > 4 and one.last_ts == BEGINNING for one in world.checkpoints()) is (
+        is_edited
+    )
+
+
+async def test_an_edit_of_the_cursor_alone_wins_within_one_page() -> None:
+    world = World("cursor")
+
+    async def hook(effect: Effect) -> None:
+        if effect == Effect("persist", 2, "before"):
+            world.store.edit(CONNECTOR, cursor={"next": 3})
+
+    await world.run_until_done(Script(hook))
+    counts = Counter(world.published_ids())
+    assert counts.keys() == world.platform.ids
+    assert counts["e0"] == 1, "before the cursor and the overlap of its source: not again"
+    assert counts["e1"] == 2
+    versions = [one.version for one in world.checkpoints()]
+    assert versions == sorted(set(versions))
+
+
 async def overtaken(world: World, at: Effect) -> tuple[BaseException | None, Status]:
     """A starter whose reading takes so long that another relay takes over and publishes on.
 

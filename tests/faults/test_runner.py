@@ -21,7 +21,7 @@ from faults.memory import (
     event,
 )
 
-from verity_sdk.errors import Unavailable
+from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_stream import runner as runner_module
@@ -29,7 +29,7 @@ from verity_stream.operation import Control
 from verity_stream.placement import partition_for
 from verity_stream.runner import ConnectorRunner, after_failure
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.status import Status
+from verity_stream.status import State, Status, utc_now
 
 CONNECTOR = "http-1"
 SETTINGS = StreamSettings()
@@ -86,6 +86,10 @@ class MemoryRunner(ConnectorRunner):
 
     def _publisher(self, name: str) -> Any:
         return MemoryPublisher(self.broker, self.script, name)
+
+    @property
+    def state(self) -> State:
+        return self.statuses[CONNECTOR].state
 
     async def own_it(self) -> None:
         partition = partition_for(CONNECTOR, SETTINGS.checkpoint_partitions)
@@ -194,3 +198,64 @@ async def test_progress_makes_the_next_failure_the_first_one(
 ) -> None:
     ends = await ends_of([[], [], [progress], []], 4, monkeypatch)
     assert ends.failures[:4] == [1, 2, 1, 2], meaning
+
+
+class Locked(PagedConnector):
+    """Denied until somebody has mended its grant."""
+
+    is_granted = False
+
+    async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+        if not Locked.is_granted:
+            raise Denied("no grant")
+        for page in ():
+            yield page
+
+    async def snapshot_permissions(self) -> AsyncIterator[Any]:
+        for grant in ():
+            yield grant
+
+
+@pytest.fixture
+async def locked(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MemoryRunner]:
+    """A runner whose connector is blocked: by itself it is tried again in 5 minutes."""
+    monkeypatch.setattr(Locked, "is_granted", False)
+    runner = MemoryRunner(Locked)
+    await runner.own_it()
+    await runner.reconcile_until(lambda: runner.state is State.BLOCKED)
+    yield runner
+    await runner.revoke()
+
+
+async def test_a_resume_starts_a_connector_that_was_blocked_when_it_was_paused(
+    locked: MemoryRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked.asked.control = Control(is_paused=True)
+    await locked.reconcile_until(lambda: locked.state is State.PAUSED)
+    monkeypatch.setattr(Locked, "is_granted", True)
+    locked.asked.control = Control()
+    await locked.reconcile()
+    assert locked.state is State.STARTING, "at the first look after the resume"
+    await locked.reconcile_until(lambda: locked.state is State.CAUGHT_UP)
+
+
+async def test_a_pause_that_goes_on_starts_nothing(locked: MemoryRunner) -> None:
+    locked.asked.control = Control(is_paused=True)
+    await locked.reconcile_until(lambda: locked.state is State.PAUSED)
+    for _ in range(3):
+        await locked.reconcile()
+    assert locked.state is State.PAUSED
+
+
+async def test_a_snapshot_that_is_asked_for_does_not_wait_for_the_last_ones_pause() -> None:
+    runner = MemoryRunner(http_connector([[EMPTY] * 100_000]))
+    await runner.own_it()
+    await runner.reconcile_until(lambda: runner.state is State.CAUGHT_UP)
+    (one,) = runner._connectors
+    failed_until = one.next_snapshot_at = utc_now() + timedelta(hours=1)
+    await runner.reconcile()
+    assert one.next_snapshot_at == failed_until
+    runner.asked.control = Control(snapshot_requested_at=utc_now())
+    await runner.reconcile()
+    assert one.next_snapshot_at is None or one.next_snapshot_at < failed_until
+    await runner.revoke()

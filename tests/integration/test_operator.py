@@ -197,7 +197,8 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
 
 async def test_a_rewind_needs_a_pause_replays_and_leaves_a_trace(bench: Bench) -> None:
     bench.configure(source=operated(bench, count=100))
-    bench.worker()
+    # The source's own pages, so that there are checkpoints between to go back to.
+    bench.worker(VERITY_PAGE_EVENTS="20")
     await bench.wait_for_state("source", "caught_up")
     connector_id = bench.id("source")
     rewind = ("rewind", connector_id, "--reason", "the index was lost", "--yes")
@@ -223,12 +224,17 @@ async def test_a_rewind_needs_a_pause_replays_and_leaves_a_trace(bench: Bench) -
 
     await verity(bench, "pause", connector_id, "--reason", "once more")
     await bench.wait_for_state("source", "paused")
-    (body,) = await verity_json(bench, *rewind, "--cursor", '{"v": 1, "next": 90}')
-    assert body["after"]["last_ts"] == body["before"]["last_ts"]
+    # Ahead, never there, or there only before the first rewind: nobody can tell what they skip.
+    for unknown in (120, 90, 40):
+        cursor = ("--cursor", json.dumps({"v": 1, "next": unknown}))
+        for refused in (cursor, (*cursor, *to)):
+            assert "may lie ahead" in await verity(bench, *rewind, *refused, code=2)
+    (body,) = await verity_json(bench, *rewind, "--cursor", '{"v": 1, "next": 80}')
+    assert body["after"]["last_ts"] == "2026-01-01T01:19:00.000000Z"
     await verity(bench, "resume", connector_id)
-    await bench.wait_for_events(150)
+    await bench.wait_for_events(160)
     await bench.wait_for_state("source", "caught_up")
-    assert len(await bench.event_ids()) == 150
+    assert len(await bench.event_ids()) == 160
 
     (body,) = await verity_json(bench, "connector", connector_id)
     actions = [(row["action"], row["reason"]) for row in body["audit"]]
@@ -246,7 +252,22 @@ async def test_a_rewind_needs_a_pause_replays_and_leaves_a_trace(bench: Bench) -
     assert " as verity" in trace["who"]
     (found,) = await verity_json(bench, "verify", connector_id, "--deep")
     assert found["verdict"] == "equal"
-    assert found["deep"]["replayed_count"] == 50
+    assert found["deep"]["replayed_count"] == 60
+
+
+async def test_a_resume_does_not_wait_for_what_the_pause_interrupted(bench: Bench) -> None:
+    """Blocked, paused while somebody renews the grant, resumed: by itself it waits 5 minutes."""
+    granted = bench.directory / "granted"
+    bench.configure(source=operated(bench, count=10, denied_until=str(granted)))
+    bench.worker()
+    await bench.wait_for_state("source", "blocked")
+    await verity(bench, "pause", bench.id("source"), "--reason", "the grant is renewed")
+    await bench.wait_for_state("source", "paused")
+    granted.touch()
+    await verity(bench, "resume", bench.id("source"))
+    asked_at = time.monotonic()
+    await bench.wait_for_state("source", "caught_up", 20)
+    assert time.monotonic() - asked_at < 6
 
 
 async def test_a_restart_does_not_wait_for_the_next_probe(bench: Bench) -> None:
@@ -364,7 +385,7 @@ async def test_no_secret_comes_out_anywhere(
             ("verify", "--deep", "--json"),
             ("gaps", "--json"),
             ("dead", "list", "--json"),
-            ("rewind", good, "--cursor", '{"v": 1, "next": 1}', "--reason", "a test", "--yes"),
+            ("rewind", good, "--to", "2026-01-01T00:01:00Z", "--reason", "a test", "--yes"),
             ("restart", good),
             ("complete", "--platform", "test", "--at", "2026-01-01T00:40:00Z", "--from",
              "2026-01-01T00:20:00Z", "--connector", good),

@@ -254,6 +254,7 @@ async def test_a_move_to_another_cluster_is_adopted_and_goes_on(
     # A repeat is one for whoever reads both: the overlap, whose ids stand in the old cluster.
     assert len(before & counts.keys()) <= 5
     assert metric(adopting, bench, "verity_other_cluster_total") == 1
+    assert adopting.messages("relay.topic_behind") == [], "it was published elsewhere, not lost"
     published = await bench.published_checkpoints("source")
     assert published[0]["version"] == stored["version"] + 1
     adopting.terminate()

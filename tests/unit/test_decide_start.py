@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from verity_stream.checkpoints import Start, decide_start
+from verity_stream.checkpoints import Start, decide_start, lifted
 from verity_stream.records import Checkpoint, Seen
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,18 +34,11 @@ def test_equal_views_need_nothing_and_keep_the_new_epoch() -> None:
 
 def test_a_crash_between_commit_and_persist_is_repaired_from_the_topic() -> None:
     start = decide_start(stored(4), published(5, 10, cursor={"a": 1}, seen=SEEN))
-    assert start == Start(
-        stored(5, 10, cursor={"a": 1}, seen=SEEN), repair_database_from=4, pages_behind=1
-    )
-
-
-def test_a_database_far_behind_says_how_far() -> None:
-    assert decide_start(stored(2), published(40)).pages_behind == 38
+    assert start == Start(stored(5, 10, cursor={"a": 1}, seen=SEEN))
 
 
 def test_a_new_row_beside_an_old_topic_follows_the_topic() -> None:
-    start = decide_start(stored(0), published(7, 10))
-    assert (start.checkpoint.version, start.repair_database_from) == (7, 0)
+    assert decide_start(stored(0), published(7, 10)) == Start(stored(7, 10))
 
 
 def test_an_edit_while_the_connector_stood_still_is_published() -> None:
@@ -59,3 +52,30 @@ def test_an_edit_that_took_the_version_of_a_page_in_flight_wins(edited: Checkpoi
 
 def test_a_topic_without_the_record_gets_it_again() -> None:
     assert decide_start(stored(5), None) == Start(stored(5), publish=True)
+
+
+# An edit of a row that is behind the topic
+
+
+def test_an_edit_of_a_restored_row_wins_at_the_topics_version() -> None:
+    edited = stored(4, -50)
+    at_topics_version = lifted(edited, published(40, cursor={"a": 1}), 3)
+    assert at_topics_version == stored(40, -50)
+    start = decide_start(at_topics_version, published(40, cursor={"a": 1}))
+    assert start == Start(stored(40, -50), publish=True), "as the version above both"
+
+
+def test_a_restored_row_without_an_edit_stays_behind() -> None:
+    assert lifted(stored(3), published(40), 3) == stored(3)
+    assert lifted(stored(0), published(40), 0) == stored(0)
+
+
+def test_an_edit_that_is_ahead_of_the_topic_keeps_its_version() -> None:
+    assert lifted(stored(6, -50), published(5), 5) == stored(6, -50)
+    assert lifted(stored(6, -50), None, 5) == stored(6, -50)
+
+
+def test_an_edit_that_was_published_before_a_crash_is_not_published_again() -> None:
+    """Its version is one above the edit's; only the row does not know yet."""
+    start = decide_start(lifted(stored(6, -50), published(7, -50), 5), published(7, -50))
+    assert start == Start(stored(7, -50))

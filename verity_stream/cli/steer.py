@@ -78,7 +78,9 @@ def restart(connector_id: str, reason: str | None) -> None:
 @click.command()
 @connector_argument
 @click.option("--to", type=Time(), help="Go on from this time; its cursor is cleared.")
-@click.option("--cursor", type=JsonObject(), help="Go on from this cursor, a JSON object.")
+@click.option(
+    "--cursor", type=JsonObject(), help="Go back to where it had this cursor, a JSON object."
+)
 @click.option("--reason", required=True, help="Why; kept in connector_audit.")
 @click.option("--yes", "is_agreed", is_flag=True, help="Do not ask.")
 @json_option
@@ -88,8 +90,10 @@ def rewind(
     """Move CONNECTOR back, to publish again what came after. Only while it is paused.
 
     Event ids that were published are forgotten: consumers see those events a second time, which
-    is what is asked for. With --cursor alone the watermark stays; give --to, too, where the
-    cursor lies further back than the connector's lookback.
+    is what is asked for. Forward is refused, for what lies between would never be fetched. Nobody
+    but the connector can compare cursors, so one is taken only if the connector stood there since
+    its position was last edited, as far as the checkpoints topic still knows; then the watermark
+    goes back along with it.
     """
     settings = _settings()
     _require_known(connector_id, _specs(settings))
@@ -97,12 +101,14 @@ def rewind(
         raise Misconfigured("a rewind needs --to, --cursor, or both")
 
     async def plan(pool: Any) -> tuple[Checkpoint, Checkpoint]:
-        stored = await SteeringStore(pool).stored(connector_id)
+        store = SteeringStore(pool)
+        stored = await store.stored(connector_id)
         reader = KafkaTopicReader(
             settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
         )
-        published = await reader.last_checkpoint(connector_id)
-        return stored, rewound(stored, published, to=to, cursor=cursor)
+        history = await reader.history(connector_id)
+        edited_version = await store.edited_version(connector_id)
+        return stored, rewound(stored, history, to=to, cursor=cursor, edited_version=edited_version)
 
     stored, after = _run(settings, plan)
     bodies = {"before": position_body(stored), "after": position_body(after)}
