@@ -36,6 +36,12 @@ class OperationStore:
         self._pool = pool
         self._worker = worker
 
+    async def now(self) -> datetime:
+        """The database's clock."""
+        async with database_errors("asking for the time"):
+            now: datetime = await self._pool.fetchval("SELECT clock_timestamp()")
+            return now
+
     async def controls(self) -> Mapping[str, Control]:
         """The controls of every connector that has any."""
         async with database_errors("reading the controls"):

@@ -114,6 +114,11 @@ def as_verity_error(error: BaseException) -> VerityError:
             f"the broker refused a record's size ({what}): VERITY_KAFKA__MAX_RECORD_BYTES must "
             "be below the broker's message.max.bytes"
         )
+    if isinstance(error, kafka_errors.InvalidTimestampError):
+        return Misconfigured(
+            f"the broker refused a record's time ({what}): this machine's clock is ahead of the "
+            "broker's by more than the topic's message.timestamp.after.max.ms, an hour by default"
+        )
     if isinstance(error, kafka_errors.InvalidTransactionTimeout):
         return Misconfigured(
             "VERITY_TRANSACTION_TIMEOUT is above the broker's transaction.max.timeout.ms"

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from verity_sdk.chunks import Limits
+from verity_sdk.clock import ClockDifference, clock_difference
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_sdk.waits import WaitReport, report_wait
@@ -54,8 +55,9 @@ HALT_SECONDS = 2.5
 CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
 SHAPES_SECONDS = 10.0
-SIGN_OF_LIFE_EVERY = timedelta(seconds=10)
-SUMMARY_EVERY = timedelta(minutes=1)
+CLOCKS_DIFFER = timedelta(minutes=1)
+SIGN_OF_LIFE_SECONDS = 10.0
+SUMMARY_SECONDS = 60.0
 FENCED_RETRY = timedelta(seconds=5)
 RETRY_AFTER_MAX = timedelta(hours=1)
 """No source may send a connector to sleep for longer."""
@@ -95,8 +97,9 @@ class _Supervised:
     snapshot: asyncio.Task[None] | None = None
     failures: int = 0
     progress: int = 0
-    next_start_at: datetime | None = None
-    next_snapshot_at: datetime | None = None
+    # By the event loop's clock, in seconds: however the wall clock is set, they come.
+    next_start_at: float | None = None
+    next_snapshot_at: float | None = None
     reported: tuple[int, int] = (0, 0)
     control: Control = field(default_factory=Control)
     is_restart_due: bool = False
@@ -165,9 +168,11 @@ class ConnectorRunner:
         self._operation: OperationStore | None = None
         self._is_database_down = False
         self._has_read_controls = False
-        self._summarised_at = self._reported_at = clock()
+        self._summarised_at = self._reported_at = 0.0
         self._look_at_shapes_at = 0.0
         self._misshapen: str | None = None
+        self._difference = ClockDifference()
+        self._has_differed = False
 
     async def start(self) -> None:
         """Connect to Postgres, see to its migrations, and create the topics.
@@ -176,6 +181,7 @@ class ConnectorRunner:
             Misconfigured, Denied, Unavailable: Nothing was started.
         """
         settings = self._settings
+        self._summarised_at = self._reported_at = _loop_seconds()
         self._pool, self._connector_pool = await self._open_pools(settings)
         cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
         self._store = PostgresCheckpoints(self._pool, cluster)
@@ -216,9 +222,8 @@ class ConnectorRunner:
             partitions=sorted(partitions),
             connectors=[one.spec.connector_id for one in mine],
         )
-        now = self._clock()
         for one in mine:
-            self._take_result(one, now)
+            self._take_result(one)
             if one.task is None and one.status.state is State.STOPPED:
                 # Who fenced it was an owner of before: this assignment is newer.
                 one.next_start_at = None
@@ -260,10 +265,10 @@ class ConnectorRunner:
             return
         await self._look_at_shapes()
         await self._read_controls()
-        now = self._clock()
+        now_seconds = _loop_seconds()
         unwanted = []
         for one in self._connectors:
-            self._take_result(one, now)
+            self._take_result(one)
             if one.is_restart_due:
                 one.is_restart_due, one.failures, one.next_start_at = False, 0, None
                 if one.task is not None or one.snapshot is not None:
@@ -285,20 +290,19 @@ class ConnectorRunner:
                 continue
             if self._is_held:
                 continue
-            if one.task is None and (one.next_start_at is None or one.next_start_at <= now):
+            if one.task is None and (one.next_start_at or 0.0) <= now_seconds:
                 self._launch(one)
-            self._snapshot_if_due(one, now)
+            self._snapshot_if_due(one)
         await self._stop_all(unwanted)
         await self._report()
-        self._summarise(now)
+        self._summarise(now_seconds)
 
     async def _look_at_shapes(self) -> None:
         """After an assignment, and while they are wrong: have the placed topics their shape?
 
         One error for all connectors: it is one command that mends it.
         """
-        now = asyncio.get_running_loop().time
-        if now() < self._look_at_shapes_at:
+        if _loop_seconds() < self._look_at_shapes_at:
             return
         # Before the wait: an assignment that comes meanwhile wants a look of its own.
         self._look_at_shapes_at, again_seconds = math.inf, math.inf
@@ -316,13 +320,14 @@ class ConnectorRunner:
             again_seconds = SHAPES_SECONDS
         else:
             self._misshapen = None
-        next_at = now() + again_seconds
+        next_at = _loop_seconds() + again_seconds
         self._look_at_shapes_at = min(self._look_at_shapes_at, next_at)
 
     async def _read_controls(self) -> None:
         assert self._operation is not None  # noqa: S101 - start() comes first
         try:
             controls = await self._operation.controls()
+            await self._compare_clocks()
         except (Unavailable, Denied, Misconfigured) as error:
             if not self._is_database_down:
                 logger.warning("runner.database_unavailable", error=str(error))
@@ -345,6 +350,22 @@ class ConnectorRunner:
                 one.next_snapshot_at = None
         self._has_read_controls = True
 
+    async def _compare_clocks(self) -> None:
+        """Whether this machine's clock is right: of two that differ the earlier counts."""
+        assert self._operation is not None  # noqa: S101 - start() comes first
+        asked_at = self._clock()
+        ahead = asked_at - await self._operation.now()
+        self._difference.ahead = ahead
+        has_differed, self._has_differed = self._has_differed, abs(ahead) > CLOCKS_DIFFER
+        if self._has_differed and not has_differed:
+            logger.error("worker.clock_differs", ahead_of_database_seconds=ahead.total_seconds())
+        elif has_differed and not self._has_differed:
+            logger.info("worker.clock_agrees")
+
+    def _present(self) -> datetime:
+        """The earlier of this machine's clock and the database's."""
+        return self._difference.trusted(self._clock())
+
     def _launch(self, one: _Supervised) -> None:
         one.status.enter(State.STARTING)
         one.next_start_at = None
@@ -356,6 +377,7 @@ class ConnectorRunner:
         assert self._store is not None  # noqa: S101 - start() comes first
         assert self._ids is not None  # noqa: S101 - so does it
         connector: BaseConnector | None = None
+        clock_difference.set(self._difference)
         report_wait.set(shown_as_backing_off(one.status, asyncio.current_task()))
         try:
             connector = one.connector = self._construct(spec)
@@ -366,7 +388,7 @@ class ConnectorRunner:
                     connector,
                     spec.lookback,
                     self._limits(spec),
-                    self._clock,
+                    self._present,
                     settings.page_bytes,
                 ),
                 self._publisher(f"verity.{spec.connector_id}"),
@@ -375,7 +397,7 @@ class ConnectorRunner:
                 self._ids,
                 self._topics.ensure,
                 one.status,
-                self._clock,
+                self._present,
             )
             await one.relay.run()
         finally:
@@ -408,7 +430,7 @@ class ConnectorRunner:
             spec.options.fetch_timeout or spec.cls.fetch_timeout or self._settings.fetch_timeout,
         )
 
-    def _take_result(self, one: _Supervised, now: datetime) -> None:
+    def _take_result(self, one: _Supervised) -> None:
         """If the connector's task has ended, decide when the next one starts."""
         task = one.task
         if task is None:
@@ -429,8 +451,8 @@ class ConnectorRunner:
         jitter = self._random.random()
         state, delay = after_failure(error, one.failures, self._settings, jitter)
         text = "cancelled" if error is None else SECRETS.hide(f"{type(error).__name__}: {error}")
-        one.next_start_at = now + delay
-        one.status.enter(state, error=text, next_try_at=one.next_start_at)
+        one.next_start_at = _loop_seconds() + delay.total_seconds()
+        one.status.enter(state, error=text, next_try_at=self._clock() + delay)
         log = logger.bind(
             connector_id=one.spec.connector_id, next_try_in_seconds=delay.total_seconds()
         )
@@ -444,7 +466,7 @@ class ConnectorRunner:
             # None of the five: a bug of the connector's or of ours. Loud, but alone.
             log.error("connector.bug", error=text, exc_info=error)
 
-    def _snapshot_if_due(self, one: _Supervised, now: datetime) -> None:
+    def _snapshot_if_due(self, one: _Supervised) -> None:
         if one.snapshot is not None:
             if one.snapshot.done():
                 one.snapshot = None
@@ -453,8 +475,8 @@ class ConnectorRunner:
         if one.status.state not in (State.RUNNING, State.CAUGHT_UP):
             return
         every = one.spec.options.snapshot_every
-        if one.control.is_snapshot_due(every, now) and (
-            one.next_snapshot_at is None or one.next_snapshot_at <= now
+        if one.control.is_snapshot_due(every, self._present()) and (
+            (one.next_snapshot_at or 0.0) <= _loop_seconds()
         ):
             one.snapshot = asyncio.create_task(
                 self._take_snapshot(one), name=f"snapshot:{one.spec.connector_id}"
@@ -485,7 +507,7 @@ class ConnectorRunner:
                 connector_id=spec.connector_id,
                 error=f"{type(error).__name__}: {error}",
             )
-            one.next_snapshot_at = self._clock() + self._settings.backoff_max
+            one.next_snapshot_at = _loop_seconds() + self._settings.backoff_max.total_seconds()
         finally:
             await publisher.close()
             await _close(connector)
@@ -534,7 +556,7 @@ class ConnectorRunner:
     async def _report(self) -> None:
         """Write changed statuses to Postgres, and all from time to time: a sign of life."""
         assert self._operation is not None  # noqa: S101 - start() comes first
-        is_alive = self._clock() - self._reported_at >= SIGN_OF_LIFE_EVERY
+        is_alive = _loop_seconds() - self._reported_at >= SIGN_OF_LIFE_SECONDS
         if is_alive:
             for one in self._connectors:
                 one.status.warning = warning_of(one.connector)
@@ -555,16 +577,16 @@ class ConnectorRunner:
         try:
             await self._operation.report(changed)
             if is_alive:
-                self._reported_at = self._clock()
+                self._reported_at = _loop_seconds()
         except (Unavailable, Denied, Misconfigured) as error:
             for status in changed:
                 status.is_reported = False
             logger.debug("runner.unreported", error=str(error))
 
-    def _summarise(self, now: datetime) -> None:
-        if now - self._summarised_at < SUMMARY_EVERY:
+    def _summarise(self, now_seconds: float) -> None:
+        if now_seconds - self._summarised_at < SUMMARY_SECONDS:
             return
-        self._summarised_at = now
+        self._summarised_at = now_seconds
         for one in self._connectors:
             status = one.status
             events, pages = one.reported
@@ -580,6 +602,11 @@ class ConnectorRunner:
                     gaps=status.gap_count,
                 )
             one.reported = (status.event_count, status.page_count)
+
+
+def _loop_seconds() -> float:
+    """The event loop's clock: it only ascends, whatever is done to the wall clock."""
+    return asyncio.get_running_loop().time()
 
 
 def warning_of(connector: BaseConnector | None) -> str | None:

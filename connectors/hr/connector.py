@@ -32,6 +32,7 @@ from connectors.hr.settings import (
     Settings,
 )
 from verity_sdk.auth import ClientCredentials, FixedAuthorization
+from verity_sdk.clock import trusted
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Misconfigured
 from verity_sdk.http import Authorizer, HttpClient
@@ -90,7 +91,7 @@ class HrConnector(PagedConnector):
         if position.cursor is not None:
             packed = position.cursor.get("known")
         known = await asyncio.to_thread(self._known, packed)
-        read_at = self._clock()
+        read_at = trusted(self._clock())
         through = bound_of(read_at, position.until)
         readings = cast("Any", self._source.readings(place, known, read_at, position.until))
         async with aclosing(readings):

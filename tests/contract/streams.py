@@ -82,9 +82,9 @@ def record(topic: str, number: int, connector: str = "c", **fields: Any) -> Reco
     )
 
 
-def checkpoint_of(connector: str, version: int) -> Record:
+def checkpoint_of(connector: str, version: int, epoch: int = 1) -> Record:
     origin = Origin(connector, "p", FETCHED_AT)
-    return checkpoint_record(origin, Checkpoint(connector, version, 1, AT), PageSummary())
+    return checkpoint_record(origin, Checkpoint(connector, version, epoch, AT), PageSummary())
 
 
 def neighbour(connector: str, partition_for: Any) -> str:

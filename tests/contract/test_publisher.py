@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tomllib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -445,6 +446,23 @@ async def test_a_transaction_timeout_above_the_brokers_names_the_setting(
     await one.close()
 
 
+@stack
+async def test_a_clock_that_is_more_than_an_hour_ahead_is_named(bootstrap_servers: str) -> None:
+    """It was Unavailable, for ever."""
+    topic = await new_topic(bootstrap_servers)
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
+    await producer.start()
+    try:
+        ahead_ms = int((time.time() + 7200) * 1000)
+        with pytest.raises(kafka_errors.KafkaError) as raised:
+            await producer.send_and_wait(topic, b"1", timestamp_ms=ahead_ms)
+    finally:
+        await producer.stop()
+    error = as_verity_error(raised.value)
+    assert isinstance(error, Misconfigured)
+    assert "clock is ahead" in str(error)
+
+
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "snappy"])
 async def test_a_codec_that_is_not_installed_is_misconfigured(codec: str) -> None:
     def absent(**options: Any) -> None:
@@ -476,6 +494,7 @@ async def test_a_broker_that_is_not_there_is_unavailable() -> None:
         (kafka_errors.MessageSizeTooLargeError(), Misconfigured),
         (kafka_errors.RecordListTooLargeError(), Misconfigured),
         (kafka_errors.InvalidTransactionTimeout(), Misconfigured),
+        (kafka_errors.InvalidTimestampError(), Misconfigured),
         (kafka_errors.TopicAuthorizationFailedError("t"), Denied),
         (kafka_errors.TransactionalIdAuthorizationFailed(), Denied),
         (kafka_errors.AuthenticationFailedError(), Denied),

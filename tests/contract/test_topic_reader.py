@@ -28,7 +28,7 @@ from verity_stream.placement import partition_for, partition_of_key
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record, raw_topic
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import KafkaTopicReader, PublishedId
+from verity_stream.topic_reader import CommittedReader, KafkaTopicReader, PublishedId
 
 pytestmark = pytest.mark.stack
 
@@ -178,6 +178,35 @@ def test_no_transaction_that_a_worker_may_leave_open_fails_a_start() -> None:
     for timeout in (StreamSettings().transaction_timeout, timedelta(minutes=10)):
         runner = ConnectorRunner(StreamSettings(transaction_timeout=timeout), [])
         assert runner._reader._stall_seconds >= timeout.total_seconds() + 10 + 10
+
+
+@pytest.mark.parametrize("late", [(2, 1), (3, 1)])
+async def test_the_late_record_of_a_relay_that_was_replaced_does_not_count(
+    kafka: KafkaSettings, reader: KafkaTopicReader, late: tuple[int, int]
+) -> None:
+    """Without transactions nobody refuses it; taken for the last, it moved the position back."""
+    connector = new_name()
+    one = publisher(kafka, None)
+    await one.start()
+    try:
+        for order in ((2, 1), (3, 2), late):
+            await one.publish([checkpoint_of(connector, *order)])
+    finally:
+        await one.close()
+    found = await reader.last_checkpoint(connector)
+    assert found is not None
+    assert (found.version, found.epoch) == (3, 2)
+    (held,) = [
+        one
+        for name, one in (await CommittedReader(kafka).last_checkpoints()).items()
+        if name == connector
+    ]
+    assert held == found
+    # With a restored database epochs begin again lower.
+    await publish(kafka, connector, [checkpoint_of(connector, 4, 1)])
+    newest = await reader.last_checkpoint(connector)
+    assert newest is not None
+    assert newest.version == 4
 
 
 async def test_a_deleted_record_is_none_and_a_broken_one_malformed(

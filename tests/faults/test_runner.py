@@ -51,6 +51,9 @@ class Controls:
     def __init__(self) -> None:
         self.control = Control()
 
+    async def now(self) -> datetime:
+        return datetime.now(UTC)
+
     async def controls(self) -> Mapping[str, Control]:
         return {CONNECTOR: self.control}
 

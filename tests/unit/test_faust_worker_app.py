@@ -151,6 +151,15 @@ def test_any_bytes_are_mirrored_or_a_value_error(value: bytes) -> None:
         pass
 
 
+def test_the_mirror_takes_the_higher_version_and_of_equal_ones_the_higher_epoch() -> None:
+    """Without transactions the record of a relay that was replaced comes late, or first."""
+    held = b'{"version": 3, "epoch": 2}'
+    assert should_mirror(b'{"version": 3, "epoch": 1}', held)
+    for late in (b'{"version": 3, "epoch": 1}', b'{"version": 2, "epoch": 9}', held):
+        assert not should_mirror(held, late)
+    assert should_mirror(held, b'{"version": 4, "epoch": 1}')
+
+
 def event(key: bytes | None, value: bytes | None) -> Any:
     message = SimpleNamespace(key=key, value=value, topic=CHECKPOINTS_TOPIC, partition=3, offset=8)
     return SimpleNamespace(message=message)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from verity_test_connectors import PagedSequence
 
 from verity_sdk.errors import Fenced, Unavailable
@@ -15,7 +17,8 @@ from verity_stream.operation import Control
 from verity_stream.placement import partition_for
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.status import State, Status
+from verity_stream.status import State, Status, utc_now
+from verity_stream.topics import Misshapen
 
 
 class Operation:
@@ -23,13 +26,31 @@ class Operation:
 
     def __init__(self) -> None:
         self.asked: dict[str, Control] = {}
+        self.clock = utc_now
         self.reported: list[tuple[str, State]] = []
+
+    async def now(self) -> datetime:
+        return self.clock()
 
     async def controls(self) -> Mapping[str, Control]:
         return self.asked
 
     async def report(self, statuses: Sequence[Status]) -> None:
         self.reported += [(one.connector_id, one.state) for one in statuses]
+
+
+class NoTopics:
+    """Topics of the right shape."""
+
+    def __init__(self) -> None:
+        self.misshapen: str | None = None
+
+    async def require_shape(self) -> None:
+        if self.misshapen is not None:
+            raise Misshapen(self.misshapen)
+
+    def forget(self) -> None:
+        pass
 
 
 class StubRelay:
@@ -55,6 +76,7 @@ class Bench:
         self.runner = ConnectorRunner(settings, specs)
         self.operation = Operation()
         self.runner._operation = self.operation  # type: ignore[assignment]
+        self.runner._topics = NoTopics()  # type: ignore[assignment]
         self.started: list[str] = []
         self.relays: dict[str, StubRelay] = {}
         monkeypatch.setattr(self.runner, "_run", self._run)
@@ -196,3 +218,55 @@ async def test_what_is_stopped_twice_and_started_between_is_not_lost_sight_of(
     assert bench.runs() == {"a"}
     await bench.runner.revoke()
     assert bench.relays["a"].end.done()
+
+
+async def test_misshapen_topics_stop_all_relays_with_one_error_and_let_them_go_on(
+    bench: Bench,
+) -> None:
+    await bench.assign("a", "b")
+    topics: Any = bench.runner._topics
+    topics.misshapen = "delete them"
+    with capture_logs() as logs:
+        await bench.assign("a", "b")
+        await bench.reconcile()
+        await bench.reconcile()
+    assert [one["error"] for one in logs if one["log_level"] == "error"] == ["delete them"]
+    assert bench.runs() == set()
+    for one in bench.runner.statuses.values():
+        assert (one.state, one.last_error) == (State.BLOCKED, "delete them")
+    topics.misshapen = None
+    await bench.assign("a", "b")
+    assert bench.runs() == {"a", "b"}
+
+
+async def test_a_clock_that_is_set_back_holds_no_restart_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next try was at a time of the wall clock: set back by hours, it came hours later."""
+    await bench.assign("a")
+    bench.runner._clock = bench.operation.clock = lambda: datetime(2026, 1, 1, 12, tzinfo=UTC)
+    now = 100.0
+    monkeypatch.setattr(runner_module, "_loop_seconds", lambda: now)
+    bench.fail("a", Unavailable("away"))
+    await asyncio.sleep(0)
+    await bench.reconcile()
+    assert bench.started == ["a"]
+    bench.runner._clock = bench.operation.clock = lambda: datetime(2026, 1, 1, 2, tzinfo=UTC)
+    now += bench.runner._settings.backoff_max.total_seconds()
+    await bench.reconcile()
+    assert bench.started == ["a", "a"]
+
+
+@pytest.mark.parametrize("hours", [2, -2, 0])
+async def test_of_two_clocks_that_differ_the_earlier_counts_and_it_is_said_once(
+    bench: Bench, hours: int
+) -> None:
+    true = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    bench.operation.clock = lambda: true
+    bench.runner._clock = lambda: true + timedelta(hours=hours)
+    with capture_logs() as logs:
+        await bench.assign("a")
+        await bench.reconcile()
+    assert bench.runner._present() == true + timedelta(hours=min(0, hours))
+    said = [one for one in logs if one["event"] == "worker.clock_differs"]
+    assert [one["ahead_of_database_seconds"] for one in said] == ([hours * 3600] if hours else [])

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verity_sdk.clock import ClockDifference, clock_difference
 from verity_sdk.connector_base import FIRST_SINCE, RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, Page, Position, RejectedRecord
@@ -364,6 +365,33 @@ async def test_complete_is_what_was_looked_for_late_enough() -> None:
     within = replace(policy, relook=55 * MINUTE, lookback_every=DAY)
     pages = await source.read(within, cursor=cursor(NOW, NOW))
     assert pages[-1].complete_through == source.now - 65 * MINUTE
+
+
+async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
+    """Read up to a time that is still to come, a stretch is empty and was taken as read."""
+    source = Source()
+    policy = replace(POLICY, relook=30 * MINUTE, lateness=30 * MINUTE)
+    difference = ClockDifference()
+    difference.ahead = 3 * HOUR
+    token = clock_difference.set(difference)
+    try:
+        place: Any = cursor(NOW - HOUR)
+        seen: set[str] = set()
+        for _ in range(6):
+            source.add(0)
+            source.now += 10 * MINUTE
+            position = Position(NOW - HOUR, place)
+            ahead = windowed_pages(
+                [source.stream(policy)], position, lambda: source.now + difference.ahead
+            )
+            pages = [page async for page in ahead]
+            place = pages[-1].cursor
+            seen |= set(ids(pages))
+            assert pages[-1].complete_through is not None
+            assert pages[-1].complete_through <= source.now
+    finally:
+        clock_difference.reset(token)
+    assert seen == {event_id for event_id, _, _ in source.events}
 
 
 # Retention

@@ -264,6 +264,14 @@ def test_after_crashes_at_least_once_repeats_and_that_is_no_fault() -> None:
     assert len(found.notes) == 2
 
 
+def test_a_late_record_of_a_replaced_relay_is_a_fault_only_with_transactions() -> None:
+    records = [page(1, 0, 9), page(2, 10, 19), page(1, 20, 29)]
+    assert any("ascend" in fault for fault in proof(records, {}).faults)
+    found = proof(records, {}, delivery="at_least_once")
+    assert not any("ascend" in fault for fault in found.faults)
+    assert any("ascend" in note for note in found.notes)
+
+
 def test_a_page_over_several_partitions_and_a_dead_letter_in_parts_are_counted_whole() -> None:
     record = Sealed(
         1, {"event": 3, "dead": 1, "gap": 0}, {RAW: (0, 1), OTHER: (4, 4), DEAD: (0, 2)}
