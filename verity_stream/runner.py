@@ -30,14 +30,6 @@ from verity_stream.ids import IdHasher
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.publisher import KafkaPublisher
-from verity_stream.records import (
-    CHECKPOINTS_TOPIC,
-    GAPS_TOPIC,
-    IDS_TOPIC,
-    dead_topic,
-    permissions_topic,
-    raw_topic,
-)
 from verity_stream.redaction import SECRETS
 from verity_stream.relay import Relay
 from verity_stream.settings import ConnectorSpec, StreamSettings
@@ -186,12 +178,9 @@ class ConnectorRunner:
         cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
         self._store = PostgresCheckpoints(self._pool, cluster)
         self._operation = OperationStore(self._pool, settings.worker_name)
-        platforms = {one.spec.platform for one in self._connectors}
-        names = {CHECKPOINTS_TOPIC, IDS_TOPIC, GAPS_TOPIC}
-        for platform in platforms:
-            names |= {raw_topic(platform), dead_topic(platform), permissions_topic(platform)}
+        names = worker_topics(settings, {one.spec.platform for one in self._connectors})
         await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
-        await self._topics.warn_of_differences(worker_topics(settings, platforms))
+        await self._topics.warn_of_differences(names)
         key = await patiently(self._agree_on_key, settings.broker_wait_seconds)
         self._ids = KafkaIdLog(self._reader, settings.checkpoint_partitions, IdHasher(key))
 
