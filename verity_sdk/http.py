@@ -29,13 +29,12 @@ from urllib.parse import quote, urlencode, urljoin
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import httpx2
-import orjson
 import stamina
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.settings import Duration
-from verity_sdk.values import loads
+from verity_sdk.values import dumps, loads
 from verity_sdk.waits import report_wait
 
 logger = logging.getLogger(__name__)
@@ -396,7 +395,7 @@ class HttpClient:
         if json is not None and form is not None:
             raise ValueError("a request has one body: json or form")
         if json is not None:
-            call.content = orjson.dumps(json)
+            call.content = dumps(json)
             call.headers.setdefault("content-type", "application/json")
         elif form is not None:
             call.content = urlencode(form).encode()

@@ -11,20 +11,21 @@ v1 (azure-rest-api-specs, operationalinsights/data-plane); all read 2026-11-24.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-import orjson
 from pydantic import AfterValidator
 
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.http import Answer, Budget, HttpClient, HttpSettings, shared_budget
 from verity_sdk.pages import Page, RejectedRecord
 from verity_sdk.times import parse_utc
+from verity_sdk.values import NumberText, dumps, loads
 from verity_sdk.windows import Slice, TooLarge
 
 API_URL = "https://api.loganalytics.azure.com"
@@ -49,6 +50,7 @@ QUERIES, QUERIES_PER, QUERIES_AT_ONCE = 200, timedelta(seconds=30), 5
 
 ROLE = "Log Analytics Reader"
 
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _GUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _RESOURCE = re.compile(
     r"/subscriptions/[0-9a-fA-F-]{36}/resourceGroups/[\w.()-]{1,90}"
@@ -364,13 +366,17 @@ def rows_of(body: Any) -> list[dict[str, Any]]:
         types = [column["type"] for column in table["columns"]]
         raw = table["rows"]
         typed = [_READERS.get(type_, _as_is) for type_ in types]
-        return [
-            {name: read(cell) for name, read, cell in zip(names, typed, row, strict=True)}
-            for row in raw
-        ]
+        return [_cells(names, typed, row) for row in raw]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = type(error).__name__
         raise Unavailable(f"Log Analytics: the answer is not understood: {reason}") from error
+
+
+def _cells(names: list[str], readers: list[Callable[[Any], Any]], row: Any) -> dict[str, Any]:
+    """A row by column; one of another shape is no row, and says so where it is understood."""
+    if not isinstance(row, list) or len(row) != len(names):
+        return {"row": row}
+    return {name: read(cell) for name, read, cell in zip(names, readers, row, strict=True)}
 
 
 def ingested_row(cells: dict[str, Any]) -> IngestedRow:
@@ -417,8 +423,8 @@ def parsed(value: Any) -> Any:
     """A `dynamic` value: a text that holds a JSON object or array becomes it."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
+            return loads(value)
+        except ValueError:
             return value
     return value
 
@@ -429,7 +435,7 @@ def _understood(found: Iterable[dict[str, Any]]) -> Rows:
         try:
             rows.rows.append(ingested_row(cells))
         except Malformed as error:
-            rows.rejected.append(RejectedRecord(orjson.dumps(cells), str(error)))
+            rows.rejected.append(RejectedRecord(dumps(cells), str(error)))
     return rows
 
 
@@ -442,15 +448,21 @@ def _as_is(cell: Any) -> Any:
 
 
 def _integer(cell: Any) -> Any:
-    return int(cell) if isinstance(cell, str) and cell.lstrip("-").isdigit() else cell
+    if not isinstance(cell, str) or _INTEGER.fullmatch(cell) is None:
+        return cell
+    try:
+        return int(cell)
+    except ValueError:  # Python converts no more than some thousand digits.
+        return NumberText(cell)
 
 
 def _real(cell: Any) -> Any:
     if isinstance(cell, str):
         try:
-            return float(cell)
+            number = float(cell)
         except ValueError:
             return cell
+        return number if math.isfinite(number) else NumberText(cell)
     return cell
 
 
@@ -474,8 +486,8 @@ _READERS = {
 
 def _error_of(body: bytes) -> Any:
     try:
-        parsed_body = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        parsed_body = loads(body)
+    except ValueError:
         return None
     return parsed_body.get("error") if isinstance(parsed_body, dict) else None
 

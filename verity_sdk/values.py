@@ -58,11 +58,16 @@ class NumberText(float):
         return number
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class JsonText:
-    """A part of a document that is nested too deeply to be taken apart: its own JSON text."""
+    """A part of a document that is nested too deeply to be taken apart: its own JSON text.
 
-    text: str
+    No dataclass, which orjson would write in silence.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 # Reading
@@ -281,11 +286,7 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _is_dataclass(value: Any) -> bool:
-    return (
-        dataclasses.is_dataclass(value)
-        and not isinstance(value, type)
-        and not isinstance(value, JsonText)
-    )
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _text(text: str) -> tuple[str, bool]:

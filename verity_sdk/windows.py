@@ -32,6 +32,7 @@ _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +353,7 @@ class _Turn:
 
 def _parts(fetched: Fetched, place: _Place, page_events: int) -> Sequence[_Part]:
     """Cut what a slice holds into pages; the last one moves the stream."""
-    events = sorted(fetched.events, key=lambda event: (as_utc(event.occurred_at), event.event_id))
+    events = sorted(fetched.events, key=_order)
     rejected = fetched.rejected
     starts = range(0, max(len(events), len(rejected), 1), page_events)
     return [
@@ -364,6 +365,14 @@ def _parts(fetched: Fetched, place: _Place, page_events: int) -> Sequence[_Part]
         )
         for start in starts
     ]
+
+
+def _order(event: Any) -> tuple[datetime, str]:
+    """By time and id; what has no time comes last, and is no reason to lose the others."""
+    try:
+        return as_utc(event.occurred_at), str(event.event_id)
+    except (Malformed, AttributeError):
+        return _LAST, ""
 
 
 def _places(cursor: Cursor | None) -> dict[str, _Place]:

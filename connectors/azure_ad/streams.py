@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orjson import dumps
-
 from connectors.azure_ad.graph import Listing
 from connectors.azure_ad.records import audit_event, reference_of, sign_in_event
 from connectors.azure_ad.settings import SignIns
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
+from verity_sdk.values import dumps
 from verity_sdk.windows import Fetched, Slice
 
 # MS Learn directoryaudit-list and signin-list, read 2026-11-24: both permissions are needed.

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
-
 from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references.databricks import Place, asset_of, principal_ref
+from verity_sdk.values import dumps, loads
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = ("event_id", "ts_us", "raw")
@@ -40,7 +39,7 @@ def parse_rows(rows: Iterable[Any], place: Place) -> tuple[list[RawEvent], list[
             reference = (
                 row[0] if isinstance(row, list) and row and isinstance(row[0], str) else None
             )
-            rejected.append(RejectedRecord(_bytes_of(row), str(error), reference))
+            rejected.append(RejectedRecord(dumps(row), str(error), reference))
     return events, rejected
 
 
@@ -78,7 +77,7 @@ def fallback_id(record: Mapping[str, Any]) -> str:
 
     Two rows that are equal to the byte are one event then.
     """
-    canonical = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    canonical = dumps(record, sort_keys=True)
     return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
 
 
@@ -86,7 +85,7 @@ def _record(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, str):
         raise Malformed("`raw` is no text")
     try:
-        record = orjson.loads(raw)
+        record = loads(raw)
     except ValueError as error:
         raise Malformed("`raw` is not JSON") from error
     if not isinstance(record, dict):
@@ -119,11 +118,3 @@ def _who(record: Mapping[str, Any]) -> str | None:
             if isinstance(value, str) and value:
                 return value
     return None
-
-
-def _bytes_of(row: Any) -> bytes:
-    try:
-        return orjson.dumps(row)
-    except (TypeError, ValueError):
-        # Numbers beyond 64 bits and lone surrogates: JSON allows them, orjson writes neither.
-        return repr(row).encode("utf-8", "backslashreplace")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import orjson
 
 from connectors.fabric.settings import PLATFORM
 from verity_sdk import references
@@ -15,6 +12,7 @@ from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references import fabric as names
 from verity_sdk.times import parse_utc
+from verity_sdk.values import dumps
 
 # Office 365 Management Activity schema, UserType: 5 Application, 6 ServicePrincipal.
 _APPLICATION_TYPES = (5, 6)
@@ -65,15 +63,8 @@ def read_records(records: Iterable[Any]) -> tuple[list[RawEvent], list[RejectedR
         except Malformed as error:
             event_id = record.get("Id") if isinstance(record, dict) else None
             reference = event_id if isinstance(event_id, str) else None
-            rejected.append(RejectedRecord(_bytes(record), str(error), reference))
+            rejected.append(RejectedRecord(dumps(record), str(error), reference))
     return events, rejected
-
-
-def _bytes(record: Any) -> bytes:
-    try:
-        return orjson.dumps(record)
-    except TypeError:  # An integer of more than 64 bits, or half of a surrogate pair.
-        return json.dumps(record).encode("ascii")
 
 
 def _principal(record: Mapping[str, Any]) -> str:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
 
-import orjson
-
 from connectors.hr.changes import LEAVER, MOVER, Observation
 from connectors.hr.fields import RESTRICTED, Keep, text
 from connectors.hr.grants import Holder
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.times import parse_utc
+from verity_sdk.values import dumps
 
 JOB: Final = "jobInfo"
 STATUS: Final = "employmentStatus"
@@ -107,7 +106,7 @@ class Tables:
 
 def rejected(record: Record, reason: str, reference: str) -> RejectedRecord:
     """A record that was not understood, after the allow-list went over it."""
-    return RejectedRecord(orjson.dumps(record), reason, reference)
+    return RejectedRecord(dumps(record), reason, reference)
 
 
 def changes_of(body: Any, keep: Keep) -> tuple[list[Change], list[RejectedRecord]]:

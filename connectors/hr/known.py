@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
-import orjson
-
 from verity_sdk.errors import Misconfigured
+from verity_sdk.values import dumps, loads
 
 KNOWN_BYTES_MAX: Final = 900_000
 """Kafka takes a record of 1,000,000 bytes (VERITY_KAFKA__MAX_RECORD_BYTES); this leaves room for
@@ -204,7 +203,7 @@ class Known:
                 if any(token is not None for token in column)
             },
         }
-        packed = base64.b85encode(bz2.compress(orjson.dumps(body))).decode()
+        packed = base64.b85encode(bz2.compress(dumps(body))).decode()
         if len(packed) > KNOWN_BYTES_MAX:
             fit = len(ids) * KNOWN_BYTES_MAX // len(packed)
             remedy = (
@@ -228,7 +227,7 @@ class Known:
         try:
             unpacker = bz2.BZ2Decompressor()
             data = unpacker.decompress(base64.b85decode(packed), _DECODED_BYTES_MAX)
-            body = orjson.loads(data)
+            body = loads(data)
             tokens = body["tokens"]
             if "login" in tokens and "work_email" in tokens:
                 pairs = zip(tokens["work_email"], tokens["login"], strict=True)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
-
 from connectors.hr.changes import Observation
 from connectors.hr.fields import ENTERPRISE, text
 from connectors.hr.grants import Holder
@@ -23,6 +21,7 @@ from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references import hr as names
 from verity_sdk.times import parse_utc
+from verity_sdk.values import dumps
 
 Record = dict[str, Any]
 
@@ -99,9 +98,7 @@ class Times:
 def rejected(record: Record, reason: str) -> RejectedRecord:
     """A resource that was not understood, after the allow-list went over it."""
     reference = record.get("id")
-    return RejectedRecord(
-        orjson.dumps(record), reason, reference if isinstance(reference, str) else None
-    )
+    return RejectedRecord(dumps(record), reason, reference if isinstance(reference, str) else None)
 
 
 def resource_id(record: Record) -> str:
@@ -260,7 +257,7 @@ def _is_active(record: Record) -> bool | None:
 
 
 def _digest(values: Mapping[str, str | None], is_active: bool | None) -> str:
-    data = orjson.dumps([values, is_active], option=orjson.OPT_SORT_KEYS)
+    data = dumps([values, is_active], sort_keys=True)
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 

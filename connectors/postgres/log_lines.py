@@ -8,7 +8,6 @@ documentation of PostgreSQL 18, "Error Reporting and Logging", and servers 15.18
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references.postgres import asset_ref, quoted, role_ref
+from verity_sdk.values import loads
 
 DERIVED_KEY = "verity"
 
@@ -141,11 +141,7 @@ def logged_at(line: bytes, zone: tzinfo | None) -> datetime | None:
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8 at byte {error.start} of the line") from error
-    except RecursionError as error:
-        raise Malformed("JSON nested too deeply") from error
+        record = loads(line)
     except ValueError as error:
         raise Malformed("not JSON") from error
     if not isinstance(record, dict):

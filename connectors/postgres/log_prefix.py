@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import orjson
-
 from verity_sdk.errors import Malformed
 from verity_sdk.log_analytics import IngestedRow
 from verity_sdk.times import format_utc
+from verity_sdk.values import dumps
 
 TABLE = "PGSQLServerLogs"
 DEFAULT_PREFIX = "%m|%c|%l|%u|%d|"
@@ -120,12 +119,12 @@ def jsonlog_line(row: IngestedRow, pattern: re.Pattern[str]) -> bytes | None:
         "ingested_at": format_utc(row.ingested_at),
         **{key: value for key, value in row.record.items() if key not in moved},
     }
-    return orjson.dumps(line)
+    return dumps(line)
 
 
 def row_bytes(row: IngestedRow) -> bytes:
     """The row as it came, for the dead letters."""
-    return orjson.dumps(row.record)
+    return dumps(row.record)
 
 
 def _pattern(text: str) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-import orjson
-
 from connectors.synapse.settings import PLATFORM, RBAC_OPERATIONS, SERVERLESS_REQUESTS, SQL_AUDIT
 from verity_sdk import references
 from verity_sdk.connector_base import RawEvent
@@ -17,6 +15,7 @@ from verity_sdk.log_analytics import IngestedRow, canonical_time, numbered, pars
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references import synapse as names
 from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.values import dumps, utf8
 
 DERIVED_KEY = "verity"
 
@@ -93,7 +92,7 @@ def content_hash(row: IngestedRow) -> str:
     record = row.record
     content = [row.table, canonical_time(row.generated_at)]
     content += [_canonical(record.get(column)) for column in _CONTENT]
-    return hashlib.sha256("\x1f".join(content).encode()).hexdigest()
+    return hashlib.sha256(utf8("\x1f".join(content))).hexdigest()
 
 
 def activity_events_of(
@@ -111,8 +110,7 @@ def activity_events_of(
             if f"{about.lower()}/".startswith(f"{root}/"):
                 events.append(_activity_event(record, about, workspace, resource_id))
         except Malformed as error:
-            data = orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS)
-            rejected.append(RejectedRecord(data, str(error), "activity log"))
+            rejected.append(RejectedRecord(dumps(record), str(error), "activity log"))
     return events, rejected
 
 
@@ -189,15 +187,12 @@ def _canonical(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict | list):
-        try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-        except TypeError as error:
-            raise Malformed("a column is no JSON") from error
+        return dumps(value, sort_keys=True).decode()
     return str(value)
 
 
 def _bytes_of(row: IngestedRow) -> bytes:
-    return orjson.dumps(
+    return dumps(
         {
             "SourceTable": row.table,
             "TimeGenerated": row.generated_at,

@@ -301,7 +301,6 @@ def test_every_time_survives_the_way_through_the_log(naive: datetime, name: str)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b'{"message": "\xc3"}\n', "UTF-8"),
         (b"not json\n", "JSON"),
         (b"[1]\n", "object"),
         (b"{}\n", "timestamp"),
@@ -318,6 +317,12 @@ def test_a_line_that_is_not_understood_is_rejected_with_its_bytes(data: bytes, r
     assert found.rejected.data == data
     assert found.rejected.reference == "f.json:17"
     assert reason in found.rejected.reason
+
+
+def test_a_byte_that_is_not_utf_8_does_not_hide_the_deed() -> None:
+    """A database of SQL_ASCII logs whatever bytes its clients send."""
+    (event,) = events(line("connection authorized: x").replace(b"alice", b"al\xefce"))
+    assert (event.operation, event.principal_ref) == ("LOGIN", "pg:db1/role:al\udcefce")
 
 
 def test_an_empty_line_is_nothing() -> None:

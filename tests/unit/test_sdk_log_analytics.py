@@ -174,7 +174,6 @@ class TestCells:
             {},
             {"tables": []},
             {"tables": [{"columns": [{"name": "a"}], "rows": []}]},
-            {"tables": [{"columns": [{"name": "a", "type": "string"}], "rows": [[1, 2]]}]},
             {"tables": [{"columns": None, "rows": []}]},
         ],
     )

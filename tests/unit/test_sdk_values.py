@@ -88,6 +88,12 @@ def test_bytes_that_are_not_utf8_cost_no_more_than_their_text() -> None:
     assert plain(found) == ({"a": "x\\udcff", "b": 1}, ["/a"])
 
 
+@pytest.mark.parametrize("found", [loads("1e400"), JsonText("[]")])
+def test_what_stands_in_place_of_a_value_is_never_written_in_silence(found: Any) -> None:
+    with pytest.raises(TypeError):
+        orjson.dumps({"a": [found]})
+
+
 def test_a_byte_order_mark_and_raw_control_characters_are_let_pass() -> None:
     assert loads(b'\xef\xbb\xbf{"a": "b\tc"}') == {"a": "b\tc"}
 
