@@ -95,7 +95,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     connector_id = bench.id("source")
 
     value = samples(worker, connector_id)
-    assert value("verity_events_total", platform="test") == 105
+    assert value("verity_events_total", platform="test_operated") == 105
     assert value("verity_dead_letters_total") == 2
     assert value("verity_gaps_total") == 1
     pages = value("verity_pages_total")
@@ -145,10 +145,12 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert "past retention" in await verity(bench, "connector", connector_id)
     assert "nobody" in await verity(bench, "connector", "nobody", code=2)
 
-    (gap,) = await verity_json(bench, "gaps", "--platform", "test", "--connector", connector_id)
+    (gap,) = await verity_json(
+        bench, "gaps", "--platform", "test_operated", "--connector", connector_id
+    )
     assert (gap["connector_id"], gap["reason"]) == (connector_id, "past retention")
     since = ("--since", "2100-01-01T00:00:00Z")
-    assert await verity_json(bench, "gaps", "--platform", "test", *since) == []
+    assert await verity_json(bench, "gaps", "--platform", "test_operated", *since) == []
 
     letters = await verity_json(bench, "dead", "list", "--connector", connector_id)
     assert {(row["reference"], row["is_whole"]) for row in letters} == {
@@ -157,7 +159,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     }
     digest = hashlib.sha256(BROKEN).hexdigest()
     assert await verity_json(bench, "dead", "list", *since) == []
-    (letter,) = await verity_json(bench, "dead", "show", digest[:12], "--platform", "test")
+    (letter,) = await verity_json(bench, "dead", "show", digest[:12], "--platform", "test_operated")
     assert letter["reason"] == "it is not UTF-8"
     raw = await asyncio.to_thread(
         subprocess.run,
@@ -169,7 +171,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert raw.stdout == BROKEN
     assert "no dead letter begins so" in await verity(bench, "dead", "show", "none", code=2)
 
-    complete = ("complete", "--platform", "test", "--connector", connector_id, "--at")
+    complete = ("complete", "--platform", "test_operated", "--connector", connector_id, "--at")
     (answer,) = await verity_json(bench, *complete, "2026-01-01T01:20:00Z")
     assert answer["completeness"] == "complete"
     (answer,) = await verity_json(bench, *complete, "2026-01-01T00:10:00Z", code=4)
@@ -177,7 +179,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert "is no time" in await verity(bench, *complete, "2026-02-01", code=2)
     assert "not yet" in await verity(bench, *complete, "2026-02-01T00:00:00Z", code=3)
     (answer,) = await verity_json(
-        bench, "complete", "--platform", "test", "--at", "2026-01-01T01:20:00Z", code=3
+        bench, "complete", "--platform", "test_operated", "--at", "2026-01-01T01:20:00Z", code=3
     )
     assert bench.id("other") in answer["waiting_for"]
     assert "collected from 2026-01-01T00:00:00" in await verity(
@@ -387,7 +389,7 @@ async def test_no_secret_comes_out_anywhere(
             ("dead", "list", "--json"),
             ("rewind", good, "--to", "2026-01-01T00:01:00Z", "--reason", "a test", "--yes"),
             ("restart", good),
-            ("complete", "--platform", "test", "--at", "2026-01-01T00:40:00Z", "--from",
+            ("complete", "--platform", "test_operated", "--at", "2026-01-01T00:40:00Z", "--from",
              "2026-01-01T00:20:00Z", "--connector", good),
         ):  # fmt: skip
             said[" ".join(arguments)] = await verity(bench, *arguments)

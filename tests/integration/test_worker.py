@@ -175,7 +175,7 @@ async def test_pause_is_honoured_within_two_seconds_and_snapshots_come_on_demand
     )  # fmt: skip
     bench.worker(VERITY_PAGE_EVENTS="10")
     await bench.wait_for_version("source", 2)
-    platform_topic = "verity.permissions.raw.test"
+    platform_topic = "verity.permissions.raw.test_paged"
 
     async def snapshots(number: int) -> bool:
         records = await committed(bench.bootstrap_servers, platform_topic)

@@ -50,7 +50,6 @@ def event(platform: str, number: int, payload_bytes: int) -> RawEvent:
 
 
 class _Hard:
-    PLATFORM = "test"
     Settings = _Settings
     config: Any
 

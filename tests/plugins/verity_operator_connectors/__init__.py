@@ -43,7 +43,6 @@ class OperatedSettings(BaseModel, extra="forbid"):
 class Operated(PagedConnector):
     """A history of `count` events, a minute apart; then one late event a pass, `live` times."""
 
-    PLATFORM = "test"
     Settings = OperatedSettings
     lookback: ClassVar[timedelta] = timedelta(hours=1)
     config: OperatedSettings

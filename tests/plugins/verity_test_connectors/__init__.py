@@ -73,6 +73,7 @@ def sequence(platform: str, count: int, seed: int = 1, late: float = 0.0) -> lis
 
 
 class _Sequence:
+    # Without a PLATFORM: that of the events counts, which is each test's own.
     Settings = SequenceSettings
     config: SequenceSettings
 
@@ -92,8 +93,6 @@ class _Sequence:
 class PlainSequence(_Sequence, BaseConnector):
     """Yields what is not older than `since`, as a source with a closed interval does."""
 
-    PLATFORM = "test"
-
     async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
         for number, event in enumerate(self._events()):
             if event.occurred_at < since:
@@ -106,7 +105,6 @@ class PlainSequence(_Sequence, BaseConnector):
 class PagedSequence(_Sequence, PagedConnector):
     """Yields pages whose cursor is a number, each repeating the last `overlap` events."""
 
-    PLATFORM = "test"
     lookback: ClassVar[timedelta] = timedelta(hours=1)
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
@@ -137,7 +135,6 @@ class FailingSettings(BaseModel, extra="forbid"):
 class Failing(_Sequence, PagedConnector):
     """Fails at every page."""
 
-    PLATFORM = "test"
     Settings = FailingSettings
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
