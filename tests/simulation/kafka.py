@@ -1283,6 +1283,10 @@ class Admin:
     async def describe_cluster(self) -> dict[str, Any]:
         """Which cluster it is."""
         found: dict[str, Any] = await self._asked(
-            "cluster", lambda: {"cluster_id": self._kafka.cluster_id}
+            "cluster",
+            lambda: {
+                "cluster_id": self._kafka.cluster_id,
+                "brokers": [{"node_id": number} for number in range(BROKERS)],
+            },
         )
         return found

@@ -221,7 +221,9 @@ class Reference:
         if seal["complete_through"] is not None:
             through = parse_utc(seal["complete_through"])
             end = truth.index_of(through + timedelta(microseconds=1))
-            self._require(known, truth.by_time[known.completed : end], f"complete through {through}:")
+            self._require(
+                known, truth.by_time[known.completed : end], f"complete through {through}:"
+            )
             known.completed = max(known.completed, end)
 
     def _require(self, known: Known, items: Iterable[Item], why: str) -> None:

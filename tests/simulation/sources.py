@@ -71,9 +71,7 @@ class Truth:
         lookback: How far back its connector is asked again, in seconds.
     """
 
-    def __init__(
-        self, name: str, plan: Mapping[str, Any], rng: Random, lookback: float
-    ) -> None:
+    def __init__(self, name: str, plan: Mapping[str, Any], rng: Random, lookback: float) -> None:
         self.name, self.plan, self.rng, self.lookback = name, plan, rng, lookback
         self.is_calm = False
         self.lateness = self._lateness()
@@ -126,7 +124,9 @@ class Truth:
         """The number of the first thing that did not occur before."""
         if not self.items or since <= self.by_time[0].at:
             return 0
-        return min((one.number for one in self.by_time[self.index_of(since) :]), default=len(self.items))
+        return min(
+            (one.number for one in self.by_time[self.index_of(since) :]), default=len(self.items)
+        )
 
     def index_of(self, at: datetime) -> int:
         """Where in `by_time` what did not occur before begins."""
@@ -154,11 +154,7 @@ class Truth:
                 for one in items
                 if one.kind == "reject"
             ],
-            [
-                Gap(one.at, one.at, self.id_of(one), "lost")
-                for one in items
-                if one.kind == "gap"
-            ],
+            [Gap(one.at, one.at, self.id_of(one), "lost") for one in items if one.kind == "gap"],
         )
 
     def complete_before(self, end: int) -> datetime | None:
@@ -327,7 +323,11 @@ class SimWindowed(_Grants, PagedConnector):
             if item.visible_at <= now
         ]
         most = truth.plan["refused_above"]
-        if most is not None and len(found) > most and one.to_at - one.from_at > timedelta(seconds=1):
+        if (
+            most is not None
+            and len(found) > most
+            and one.to_at - one.from_at > timedelta(seconds=1)
+        ):
             raise TooLarge
         events, rejected, _ = truth.page(found)
         return Fetched(events, rejected)

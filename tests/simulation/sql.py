@@ -334,8 +334,10 @@ def _select(node: exp.Select) -> Statement:
             return [Env(session, args, {})]
         (first, table), *others = names
         envs = [Env(session, args, {first: row}) for _, row in session.rows(table)]
+        before = [first]
         for (alias, table), (side, columns) in zip(others, joins, strict=True):
-            envs = list(_joined(session, args, envs, alias, table, side, columns))
+            envs = list(_joined(session, args, envs, before, alias, table, side, columns))
+            before.append(alias)
         for env in envs:
             if shared:
                 values = {}
@@ -375,6 +377,7 @@ def _joined(
     session: Session,
     args: Sequence[Any],
     envs: list[Env],
+    before: Sequence[str],
     alias: str,
     table: str,
     side: str,
@@ -396,7 +399,7 @@ def _joined(
         if not rows and side in ("LEFT", "FULL"):
             yield Env(session, args, {**env.rows, alias: None})
     if side in ("RIGHT", "FULL"):
-        blank: dict[str, Row | None] = dict.fromkeys(envs[0].rows if envs else ())
+        blank: dict[str, Row | None] = dict.fromkeys(before)
         for key, rows in found.items():
             if key not in matched:
                 for row in rows:

@@ -11,6 +11,7 @@ import gc
 import logging
 import random
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,7 +29,7 @@ from simulation.plan import Plan, draw
 from simulation.postgres import Pool, Postgres
 from simulation.reference import Facts, Reference, Violated
 from simulation.sources import KINDS, PLATFORM, Truth
-from simulation.wire import BEGIN, Wait, Wire
+from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
 from verity_stream.clients import Clients
 from verity_stream.database import Pools
@@ -170,10 +171,12 @@ class World:
         self.lives[index] = process = f"w{index}.{self._life}"
         self.loop.note("start", process)
         task = self._tasks[process] = self.loop.spawn(process, self._worker(index, process))
-        task.add_done_callback(lambda _: self._ended(index, process))
+        task.add_done_callback(lambda task: self._ended(index, process, task))
 
-    def _ended(self, index: int, process: str) -> None:
+    def _ended(self, index: int, process: str, task: asyncio.Task[Any]) -> None:
         """The process ended by itself: an orchestrator starts the next one."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(f"bug: a worker ended: {error!r}")
         if self.lives[index] == process:
             self.kill(index, 1.0)
 
@@ -201,7 +204,7 @@ class World:
                 await asyncio.sleep(1)
                 await driver.tick(is_in_group=member.is_in_group)
         except VerityError as error:
-            self.loop.note("gives up", process, type(error).__name__)
+            self.loop.note("gives up", process, error)
         finally:
             if joining is not None:
                 joining.cancel()
@@ -309,6 +312,12 @@ class World:
         if CHECKPOINTS_TOPIC in self.kafka.topics:
             self.reference.checkpoints_deleted()
             self.kafka.delete(CHECKPOINTS_TOPIC)
+            # Faust goes on committing to what is gone: the watchdog ends each process.
+            old = list(enumerate(self.lives))
+            await asyncio.sleep(self.settings.watchdog_timeout.total_seconds())
+            for index, process in old:
+                if self.lives[index] == process:
+                    self.kill(index, 1.0)
 
     async def _raw_deleted(self, *_: Any) -> None:
         if raw_topic(PLATFORM) in self.kafka.topics:
@@ -324,8 +333,11 @@ class World:
     async def _restore(self, act: Plan, *_: Any) -> None:
         backup = self.postgres.backup()
         await asyncio.sleep(act["seconds"])
+        # Stopped for longer than anything is on its way: nobody's transaction survives it.
+        away = asyncio.ensure_future(self._away(self.postgres.wire, 2 * SLOW_SECONDS))
         self.postgres.restore(backup)
         self.reference.restored()
+        await away
 
     def _earlier(self, act: Plan, name: str) -> datetime | None:
         """A time before a connector's watermark, to move it back to."""
@@ -515,7 +527,8 @@ def run(seed: int, plan: Plan | None = None, *, size: str = "full", trace: bool 
     except Stuck:
         world.fail(f"stuck: nothing is ready and nothing is due; {'; '.join(world.loop.waiting())}")
     if main.done() and not main.cancelled() and (error := main.exception()) is not None:
-        world.fail(f"the world's own: {error!r}")
+        where = "".join(traceback.format_tb(error.__traceback__)[-1:]).split("\n")[0].strip()
+        world.fail(f"the world's own: {error!r}: {where}")
     outcome = Outcome(
         seed,
         world.violation,
