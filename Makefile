@@ -9,9 +9,13 @@ STAMP := $(VENV)/.built-from-lock
 TESTS ?=
 ARGS ?=
 SWEEP ?= quick
+# One world again (SEED=), fresh ones (SEEDS=), a plan, a planted bug (PLANT=), all of them
+# (PLANTS=all); small worlds only (SIZE=small). Without any: what CI runs.
+SIMULATE = $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan $(PLAN)) \
+	$(if $(PLANT),--plant $(PLANT)) $(if $(PLANTS),--plants $(PLANTS)) $(if $(SIZE),--size $(SIZE))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all test check sweep bench lock clean
+.PHONY: help demo demo-all test check sweep simulate bench lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,7 +31,7 @@ demo-all: $(STAMP)  ## The same from six platforms (five are fakes over HTTP), a
 test: $(STAMP)  ## Run all tests on a real Kafka and a real PostgreSQL
 	@echo "== tests"
 ifeq ($(TESTS),)
-	$(BIN)/python -m pytest tests/unit tests/faults tests/contract -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/faults tests/contract tests/simulation -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 else
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
@@ -48,6 +52,10 @@ sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick
 ifeq ($(SWEEP),full)
 	SWEEP=full $(BIN)/python -m pytest tests/integration/test_leader_change.py
 endif
+
+simulate: $(STAMP)  ## Run simulated worlds (SEED=n, SEEDS=count, PLANT=name, PLANTS=all)
+	@echo "== simulator"
+	PYTHONPATH=tests $(BIN)/python -W ignore -m simulation $(SIMULATE) $(ARGS)
 
 bench: $(STAMP)  ## Measure the relay against its alternatives
 	@echo "== benchmark"

@@ -1,21 +1,193 @@
-import sys, time, traceback
-from simulation.world import install, run
+"""`make simulate`: runs worlds, replays one, shrinks what fails, looks for planted bugs.
 
-install()
-a, b = int(sys.argv[1]), int(sys.argv[2])
-size = sys.argv[3] if len(sys.argv) > 3 else "full"
-t = time.process_time()
-steps = 0
-bad = 0
-for s in range(a, b):
-    o = run(s, size=size, trace="-v" in sys.argv)
-    steps += o.steps
-    if "-v" in sys.argv:
-        print("\n".join(l for l in o.trace if "-vv" in sys.argv or " step " not in l))
-    if o.violation:
-        bad += 1
-        print(s, o.violation[:300], o.digest, o.steps, f"{o.seconds:.0f}s", flush=True)
-dt = time.process_time() - t
-print(
-    f"{bad} bad of {b - a}; {(b - a) / dt:.1f} runs/s {steps / dt:.0f} steps/s {steps / (b - a):.0f} steps/run"
-)
+python -m simulation                    the corpus, and what CI runs: worlds of fixed seeds
+python -m simulation --seeds 20000      fresh worlds, from --first on
+python -m simulation --seed 42          one world again, with its trace
+python -m simulation --plan FILE        one of the corpus, or any plan
+python -m simulation --seed 42 --shrink the smallest plan that fails in the same way
+python -m simulation --plants all       which seed finds which planted bug
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from simulation.corpus import entries, entry_of
+from simulation.plan import Plan, draw
+from simulation.plants import PLANTS, planted
+from simulation.shrink import shrunk
+from simulation.world import Outcome, install, run
+
+RUNS_A_PROCESS = 2000
+"""After so many a process is renewed: what Python never gives back stays bounded."""
+CHUNK = 25
+SMALL, FULL = 3000, 300
+"""What CI runs, from seed 0 on."""
+PLANT_SEEDS = 2000
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0 where no promise was broken."""
+    parser = argparse.ArgumentParser(prog="simulation")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--plan", type=Path)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--size", choices=["small", "full"], default="full")
+    parser.add_argument("--plant", default="none", choices=["none", *PLANTS])
+    parser.add_argument("--plants", help="`all`, or names with commas between")
+    parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--steps", action="store_true", help="every step in the trace")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args(arguments)
+    if given.plan is not None:
+        entry = json.loads(given.plan.read_text("utf-8"))
+        return one_world(entry["seed"], entry["plan"], given)
+    if given.seed is not None:
+        return one_world(given.seed, draw(given.seed, given.size), given)
+    if given.plants is not None:
+        names = list(PLANTS) if given.plants == "all" else given.plants.split(",")
+        return table(names, given.size, given.processes)
+    if given.seeds is not None:
+        seeds = range(given.first, given.first + given.seeds)
+        return many_worlds(seeds, given.size, given.plant, given.processes)
+    return (
+        corpus()
+        | many_worlds(range(SMALL), "small", "none", given.processes)
+        | many_worlds(range(FULL), "full", "none", given.processes)
+    )
+
+
+# One world
+
+
+def one_world(seed: int, plan: Plan, given: argparse.Namespace) -> int:
+    """Run it with its trace; `--shrink` looks for the smallest plan."""
+    install()
+    with planted(given.plant):
+        if given.shrink:
+            plan, runs = shrunk(seed, plan)
+            say(f"after {runs} runs:")
+        outcome = run(seed, plan, trace=True)
+    if given.shrink:
+        say(json.dumps(entry_of(outcome, plan), indent=1))
+    else:
+        for line in outcome.trace or ():
+            if given.steps or " step " not in line:
+                say(line)
+    say(described(outcome) if outcome.violation else f"seed {seed}: nothing is broken")
+    say(f"{outcome.steps} steps, {outcome.seconds:.1f} virtual s, trace {outcome.digest}")
+    return 1 if outcome.violation else 0
+
+
+def described(outcome: Outcome, size: str = "full", plant: str = "none") -> str:
+    """What was broken, and how to see it again."""
+    how = f"make simulate SEED={outcome.seed}"
+    if size != "full":
+        how += f" SIZE={size}"
+    if plant != "none":
+        how += f" PLANT={plant}"
+    return (
+        f"seed {outcome.seed}: {outcome.violation}\n"
+        f"    Python {platform.python_version()}, trace {outcome.digest}; again: {how}"
+    )
+
+
+# Many worlds
+
+
+def _work(job: tuple[range, str, str, bool]) -> tuple[list[Outcome], int, int, float]:
+    """A chunk of seeds: what failed, how many ran, their steps, and the CPU seconds."""
+    seeds, size, plant, is_first_enough = job
+    install()
+    began, steps, count = time.process_time(), 0, 0
+    failed = []
+    with planted(plant):
+        for seed in seeds:
+            outcome = run(seed, size=size)
+            steps, count = steps + outcome.steps, count + 1
+            if outcome.violation:
+                failed.append(outcome)
+                if is_first_enough:
+                    break
+    return failed, count, steps, time.process_time() - began
+
+
+def worked(
+    seeds: range, size: str, plant: str, processes: int, *, is_first_enough: bool = False
+) -> Iterator[tuple[list[Outcome], int, int, float]]:
+    """The chunks of these seeds, in order, from processes that are renewed."""
+    jobs = [
+        (seeds[at : at + CHUNK], size, plant, is_first_enough) for at in range(0, len(seeds), CHUNK)
+    ]
+    # Spawned: what one process has imported and cached is not the others'.
+    with multiprocessing.get_context("spawn").Pool(
+        processes, maxtasksperchild=RUNS_A_PROCESS // CHUNK
+    ) as pool:
+        yield from pool.imap(_work, jobs)
+
+
+def many_worlds(seeds: range, size: str, plant: str, processes: int) -> int:
+    """Run them all, and say what was broken."""
+    began, failures, steps, count, cpu_seconds = time.monotonic(), 0, 0, 0, 0.0
+    for failed, ran, stepped, seconds in worked(seeds, size, plant, processes):
+        for outcome in failed:
+            say(described(outcome, size, plant))
+        failures, count = failures + len(failed), count + ran
+        steps, cpu_seconds = steps + stepped, cpu_seconds + seconds
+    say(
+        f"{count} {size} worlds from seed {seeds.start}: {failures} failed; "
+        f"{steps / max(count, 1):.0f} steps each, {count / cpu_seconds:.1f} a CPU second, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    return 1 if failures else 0
+
+
+def corpus() -> int:
+    """Every plan that failed once."""
+    install()
+    failures = 0
+    for path, seed, plan in entries():
+        outcome = run(seed, plan)
+        if outcome.violation:
+            failures += 1
+            say(f"{path.name}: {outcome.violation} (trace {outcome.digest})")
+    say(f"{len(list(entries()))} plans of the corpus: {failures} failed")
+    return 1 if failures else 0
+
+
+def table(names: Iterable[str], size: str, processes: int) -> int:
+    """For each planted bug the first seed that finds it; 1 where one is not found."""
+    is_missed = False
+    for name in names:
+        found: Outcome | None = None
+        chunks = worked(range(PLANT_SEEDS), size, name, processes, is_first_enough=True)
+        for failed, *_ in chunks:
+            if failed:
+                found = failed[0]
+                break
+        with suppress(AttributeError):
+            chunks.close()  # type: ignore[attr-defined]
+        is_missed |= found is None
+        what = "not found" if found is None else f"{found.seed}: {found.violation[:90]}"
+        say(f"{PLANTS[name].number:3} {name}: {what}")
+    return 1 if is_missed else 0
+
+
+def say(text: Any) -> None:
+    """To whoever runs it."""
+    print(text, flush=True)  # noqa: T201 - a command's output
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

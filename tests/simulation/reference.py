@@ -36,7 +36,7 @@ CAUSES: Mapping[str, frozenset[str]] = {
     "snapshot.published": frozenset({"denied"}),
     "runner.task_ignores_cancellation": frozenset({"broker_away", "database_away", "slow"}),
 }
-"""An alarm, and what may be its cause. Any other alarm, or one without its cause, is a violation."""
+"""An alarm, and what may be its cause. Any other, or one without its cause, is a violation."""
 
 
 @dataclass(frozen=True)
