@@ -192,7 +192,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
         never=operated(bench, token="env:VERITY_TEST_NOWHERE"),
     )
     await verity(bench, *complete, "2026-01-01T01:20:00Z")
-    others = ("complete", "--platform", "test", "--at", "2026-01-01T01:20:00Z")
+    others = ("complete", "--platform", "test_operated", "--at", "2026-01-01T01:20:00Z")
     (answer,) = await verity_json(bench, *others, code=3)
     assert bench.id("never") in answer["waiting_for"]
 
