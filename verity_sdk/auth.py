@@ -87,7 +87,7 @@ class ClientCredentials:
         self._turn = asyncio.Lock()
         self._token: _Token | None = None
         self._denied_text = ""
-        self._denied_until: datetime | None = None
+        self._denied_at: datetime | None = None
         self._renewal_not_before: datetime | None = None
         # Which request for a token was the last to end, and how, for those who waited for it.
         self._round = 0
@@ -132,7 +132,10 @@ class ClientCredentials:
         return None if now >= token.usable_until and may_renew else _bearer(token.value)
 
     def _is_circuit_open(self) -> bool:
-        return self._denied_until is not None and self._clock() < self._denied_until
+        if self._denied_at is None:
+            return False
+        # A clock that was set back meanwhile does not keep it open for so much longer.
+        return timedelta(0) <= self._clock() - self._denied_at < self._probe_every
 
     async def _renewed(self) -> str:
         started_at = self._clock()
@@ -140,7 +143,7 @@ class ClientCredentials:
             self._token = await self._ask(started_at)
         except Denied as error:
             self._denied_text = str(error)
-            self._denied_until = self._clock() + self._probe_every
+            self._denied_at = self._clock()
             self._fail(error)
             raise
         except Unavailable as error:
@@ -150,7 +153,7 @@ class ClientCredentials:
             self._fail(error)
             raise
         self._round += 1
-        self._failure = self._denied_until = self._renewal_not_before = None
+        self._failure = self._denied_at = self._renewal_not_before = None
         return _bearer(self._token.value)
 
     def _fail(self, error: VerityError) -> None:

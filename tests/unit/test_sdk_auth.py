@@ -263,6 +263,17 @@ async def test_a_refusal_opens_a_circuit_and_one_probe_goes_out() -> None:
     assert await credentials.authorization() == "Bearer t3"
 
 
+async def test_a_clock_that_is_set_back_does_not_keep_the_circuit_open() -> None:
+    issuer = Issuer()
+    issuer.answer = REFUSED
+    credentials = issuer.credentials()
+    with pytest.raises(Denied):
+        await credentials.authorization()
+    issuer.answer = None
+    issuer.now = START - timedelta(hours=5)
+    assert (await credentials.authorization()).startswith("Bearer ")
+
+
 async def test_a_refusal_says_which_and_shows_no_secret() -> None:
     issuer = Issuer()
     issuer.answer = REFUSED
