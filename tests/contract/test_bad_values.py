@@ -1,0 +1,159 @@
+"""On the real broker, through the real relay: each fault costs its record, and comes once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from contract.streams import new_name, stream_settings
+from workers import committed
+
+from verity_sdk.connector_base import BaseConnector, RawEvent
+from verity_sdk.pages import Page, PagedConnector, Position
+from verity_stream.records import dead_topic, raw_topic
+from verity_stream.runner import ConnectorRunner
+from verity_stream.settings import ConnectorOptions, ConnectorSpec
+from verity_stream.status import State
+
+pytestmark = pytest.mark.stack
+
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Plain(BaseConnector):
+    """Plain, and as every plain connector asked again from its lookback."""
+
+    async def stream_audit_events(self, since: datetime) -> AsyncIterator[Any]:
+        for event in self.config["events"]:
+            yield event
+
+    async def snapshot_permissions(self) -> AsyncIterator[Any]:
+        for grant in ():
+            yield grant
+
+
+class Paged(PagedConnector):
+    """Serves everything at every pass, as overlapping windows do."""
+
+    lookback = timedelta(days=1)
+
+    async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+        events = self.config["events"]
+        for start in range(0, len(events), 30):
+            yield Page(events[start : start + 30], {"next": start})
+
+    async def snapshot_permissions(self) -> AsyncIterator[Any]:
+        for grant in ():
+            yield grant
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"in": value}
+    return value
+
+
+HIDDEN: Sequence[dict[str, Any]] = (
+    {"event_id": None},
+    {"event_id": ""},
+    {"occurred_at": None},
+    {"occurred_at": "yesterday"},
+    {"principal_ref": None},
+    {"asset_ref": 1.5},
+    {"operation": b"READ"},
+    {"platform": None},
+    {"platform": "another"},
+)
+"""Without who, what, on what, when or whose: a dead letter."""
+ALTERED: Sequence[dict[str, Any]] = (
+    {"principal_ref": "a\ud800da"},
+    {"event_id": "\udfff"},
+    {"raw_payload": {"x": "\ud800"}},
+    {"raw_payload": {"\ud800": 1}},
+    {"raw_payload": {"x": math.nan, "y": None}},
+    {"raw_payload": {"x": [-math.inf]}},
+    {"raw_payload": {"x": 2**64}},
+    {"raw_payload": {"x": b"\xff"}},
+    {"raw_payload": {"x": object()}},
+    {"raw_payload": nested(900)},
+)
+"""Wrong otherwise: out, and the original as well."""
+KEPT: Sequence[dict[str, Any]] = (
+    {"event_id": 17},
+    {"principal_ref": UUID(int=5)},
+    {"occurred_at": datetime(2026, 1, 1)},  # noqa: DTZ001 - naive: UTC, with a warning
+    {"raw_payload": {1: None}},
+)
+
+
+def events_of(platform: str) -> list[RawEvent]:
+    faults = [*HIDDEN, *ALTERED, *KEPT]
+    places = sorted(random.Random(platform).sample(range(100), len(faults)))
+    events = [
+        RawEvent(
+            platform, f"e{n}", BEGINNING + timedelta(seconds=n), "ada", "vault", "READ", {"n": n}
+        )
+        for n in range(100)
+    ]
+    for place, fault in zip(places, faults, strict=True):
+        for name, value in fault.items():
+            setattr(events[place], name, value)
+    return events
+
+
+async def live(spec: ConnectorSpec, bootstrap_servers: str, database: str) -> None:
+    """A worker's runner, until the connector has finished two passes, and its end."""
+    settings = stream_settings(bootstrap_servers, database={"dsn": database})
+    runner = ConnectorRunner(settings, [spec])
+    await runner.start()
+    try:
+        await runner.assign(frozenset(range(settings.checkpoint_partitions)))
+        (status,) = runner.statuses.values()
+        async with asyncio.timeout(60):
+            while status.pass_count < 2:
+                await runner.reconcile()
+                assert status.state not in (State.BLOCKED, State.BACKING_OFF), status.last_error
+                await asyncio.sleep(0.05)
+    finally:
+        await runner.stop()
+
+
+@pytest.mark.parametrize("kind", [Plain, Paged])
+async def test_a_hundred_events_with_each_fault_once(
+    bootstrap_servers: str, database: str, kind: type[BaseConnector]
+) -> None:
+    platform = new_name()
+    spec = ConnectorSpec(
+        new_name(),
+        type("Declared", (kind,), {"PLATFORM": platform}),
+        platform,
+        {"events": events_of(platform)},
+        # Often, so that the passes that repeat everything come soon.
+        ConnectorOptions(type="given", poll_every=0.1, lookback=timedelta(days=1)),
+    )
+    for _ in range(2):  # The second life knows only what the first left in Kafka.
+        await live(spec, bootstrap_servers, database)
+    raw = await committed(bootstrap_servers, raw_topic(platform))
+    dead = await committed(bootstrap_servers, dead_topic(platform))
+    ids = [dict(one.headers)["event_id"] for one in raw]
+    assert len(ids) == len(set(ids)) == 100 - len(HIDDEN)
+    assert all(orjson.loads(one.value)["platform"] == platform for one in raw)
+    altered = {dict(one.headers)["event_id"] for one in raw if "altered" in dict(one.headers)}
+    assert len(altered) == len(ALTERED)
+    letters = [orjson.loads(one.value) for one in dead]
+    assert len({one["sha256"] for one in letters}) == len(letters)
+    originals = {
+        dict(one.headers)["event_id"]
+        for one, letter in zip(dead, letters, strict=True)
+        if letter["reason"].startswith("published, but altered")
+    }
+    assert originals == altered
+    assert len(letters) == len(ALTERED) + len(HIDDEN)
