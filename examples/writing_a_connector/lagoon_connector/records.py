@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from verity_sdk import Malformed, RawEvent, RejectedRecord, parse_utc
 from verity_sdk.references import UNKNOWN, user
+from verity_sdk.values import dumps, loads
 
 PLATFORM = "lagoon"
 
@@ -42,8 +42,8 @@ def events_of(lines: Iterable[Any]) -> tuple[list[RawEvent], list[RejectedRecord
     events, rejected = [], []
     for line in lines:
         try:
-            events.append(event_of(json.loads(line) if isinstance(line, bytes) else line))
+            events.append(event_of(loads(line) if isinstance(line, bytes) else line))
         except (Malformed, ValueError) as error:
-            data = line if isinstance(line, bytes) else json.dumps(line).encode()
+            data = line if isinstance(line, bytes) else dumps(line)
             rejected.append(RejectedRecord(data, reason=str(error)))
     return events, rejected
