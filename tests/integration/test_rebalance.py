@@ -18,10 +18,13 @@ from verity_stream.runner import FENCED_RETRY
 
 pytestmark = pytest.mark.stack
 
-PLATFORM = "test"
-"""What the connectors' class declares."""
 COUNT = 3000
 """Events of a source: 10 every 100 ms, so 30 s of them, and a page every 300 ms."""
+
+
+def platform_of(bench: Bench, name: str) -> str:
+    """Of its own, so that its ids are."""
+    return f"{bench.name}.{name}"
 
 
 def configure(bench: Bench, number: int) -> list[str]:
@@ -33,7 +36,7 @@ def configure(bench: Bench, number: int) -> list[str]:
             break
     bench.configure(
         **{
-            name: {"type": "test_paged", "platform": PLATFORM, "count": COUNT,
+            name: {"type": "test_paged", "platform": platform_of(bench, name), "count": COUNT,
                    "page": 10, "page_seconds": 0.1, "snapshot_every": 86400, "poll_every": "300ms"}
             for name in names.values()
         }
@@ -122,8 +125,9 @@ async def test_what_stays_with_its_worker_runs_on_through_a_join_and_a_leave(
 
 
 async def assert_exactly_once(bench: Bench, name: str) -> None:
-    found = sorted(one["event_id"] for one in await bench.events(name, platform=PLATFORM))
-    assert found == [one.event_id for one in sequence(PLATFORM, COUNT)], bench.logs()
+    platform = platform_of(bench, name)
+    found = sorted(one["event_id"] for one in await bench.events(name, platform=platform))
+    assert found == [one.event_id for one in sequence(platform, COUNT)], bench.logs()
 
 
 async def longest_pause(bench: Bench, name: str) -> timedelta:
