@@ -236,6 +236,7 @@ class Relay:
             checkpoint = self._begun(checkpoint)
         self._hold(checkpoint)
         is_recovered = await self._remember(start.checkpoint, is_moved=is_moved)
+        self._status.seen_count = len(self._window)
         if start.publish or is_recovered:
             await self._publish_position(checkpoint)
         self._log.info(
