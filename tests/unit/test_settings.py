@@ -131,6 +131,15 @@ def test_a_model_gets_its_own_settings_and_none_of_the_common_ones(tmp_path: Pat
     assert spec.lookback == timedelta(hours=1)
 
 
+@pytest.mark.parametrize(("said", "seconds"), [("", 60), ('lookback = "0s"\n', 0)])
+def test_a_plain_connector_looks_back_a_minute_unless_zero_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, seconds: int
+) -> None:
+    monkeypatch.delattr(Dictionary, "lookback")
+    (spec,) = load(tmp_path, f'[connectors.a-1]\ntype = "anonymous"\nurl = "u"\n{said}')
+    assert spec.lookback == timedelta(seconds=seconds)
+
+
 def test_a_model_without_an_id_is_not_given_one(tmp_path: Path) -> None:
     (spec,) = load(tmp_path, '[connectors.a-1]\ntype = "anonymous"\nurl = "u"\n')
     assert spec.config == Anonymous.Settings(url="u")
