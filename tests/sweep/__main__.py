@@ -1,11 +1,12 @@
 """`make sweep`: faults by the hundred, and a table of what was lost or repeated.
 
     SWEEP=quick|full  how many of each (quick: what CI runs)
-    SWEEP_ONLY=kill   one kind only
+    SWEEP_ONLY=kill   one kind only, or several: kill,zombie
     SWEEP_PLANT=name  with a planted bug: the sweep must fail
 
-Exits with 1 when anything was lost, repeated or torn (an event that no checkpoint counts), or
-the views of a checkpoint differ.
+The workers run on their default settings; what a lane sets in spite of that has its reason beside
+it. Exits with 1 when an event, a dead letter or a gap was lost or repeated, when one is torn (no
+checkpoint counts it), or the views of a checkpoint differ.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import orjson
 import psutil
 from rich.console import Console
 from rich.table import Table
 from stack_fixtures import temporary_stack, with_database
-from verity_test_connectors import sequence
-from workers import Bench, Worker, eventually, killing, make_bench
+from verity_sweep_connectors.script import SPAN, STARTED_AT, truth_of
+from workers import Bench, Worker, committed, eventually, killing, make_bench
 
+from sweep.server import serving
 from verity_stream.failpoints import POINTS
 from verity_stream.stack import Stack
 
@@ -50,12 +53,23 @@ ZOMBIE_POINTS = (
     "after_fence",
 )
 BARE = (sys.executable, "-m", "sweep.bare_worker")
-PAGE = 20
+PAGE_EVENTS_MAX = 8000
+"""`VERITY_PAGE_EVENTS`'s default: what a page may hold."""
+PAGES_AFTER = 120
+"""So many pages of the source come after those that were read when the faults were over; a page of
+the relay that is out and not in Postgres yet holds fewer."""
+DEADLINE_SECONDS = 180.0
+"""For whatever has to come: waited for only where it fails, or the machine does much else."""
+FOREVER = 1_000_000
+"""Pages of a source that does not end while faults go on."""
+KINDS = ("events", "dead letters", "gaps")
 
 NUMBERS = {
     #                 quick, full
     "kill": (33, 220),
     "kill_plain": (6, 30),
+    "kill_http_paged": (4, 30),
+    "kill_http_plain": (4, 30),
     "kill_at_least_once": (6, 30),
     "zombie": (8, 32),
     "broker": (1, 10),
@@ -70,57 +84,60 @@ class Outcome:
 
     fault: str
     runs: int = 0
-    events: int = 0
-    lost: int = 0
-    repeated: int = 0
+    published: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
     repeats_allowed: int = 0
     longest_stall: timedelta = field(default_factory=timedelta)
     views_are_equal: bool = True
     is_continuous: bool = True
-    orphans: int = 0
+    orphans: Counter[str] = field(default_factory=Counter)
     note: str = ""
 
     @property
     def holds(self) -> bool:
         """Whether the guarantee held."""
-        is_bounded = self.repeated <= self.repeats_allowed
-        is_whole = self.is_continuous and (self.orphans == 0 or self.repeats_allowed > 0)
-        return self.lost == 0 and is_bounded and is_whole and self.views_are_equal and not self.note
+        is_bounded = self.repeated.total() <= self.repeats_allowed
+        is_whole = self.is_continuous and (not self.orphans.total() or self.repeats_allowed > 0)
+        is_complete = not self.lost.total() and self.published["events"] > 0
+        return is_complete and is_bounded and is_whole and self.views_are_equal and not self.note
 
 
 class Lane:
     """One kind of fault, over sources of its own."""
 
-    def __init__(self, fault: str, bench: Bench, stack: Stack, runs: int) -> None:
+    def __init__(self, fault: str, bench: Bench, stack: Stack, runs: int, url: str) -> None:
         self.outcome = Outcome(fault)
         self.bench = bench
         self.stack = stack
         self.runs = runs
+        self.url = url
         self.random = random.Random(fault)
-        self.connectors = ["source"]
-        self.table: dict[str, Any] = {}
+        self.tables: dict[str, dict[str, Any]] = {}
 
-    def configure(self, *, pages_a_run: int = 10, **options: Any) -> None:
-        """A source that lasts for all the runs; slow enough to be caught in the middle."""
-        count = PAGE * max(60, self.runs * pages_a_run)
-        self.table = {
-            "type": "test_paged",
-            "platform": self.bench.name,
-            "count": count,
-            "page": PAGE,
-            "page_seconds": 0.02,
-            "overlap": 7,
-            "late": 0.05,
-            "poll_every": "300ms",
-            **options,
-        }
-        self.bench.configure(**dict.fromkeys(self.connectors, self.table))
+    @property
+    def connectors(self) -> list[str]:
+        """The names of the lane's connectors."""
+        return list(self.tables)
+
+    def configure(self, *types: str) -> None:
+        """Sources that last for all the runs, one of each type."""
+        for number, kind in enumerate(types):
+            self.tables[f"source{number}"] = {
+                "type": kind,
+                "platform": self.bench.name,
+                "pages": FOREVER,
+                # A pass every 30 s would be most of the sweep's time.
+                "poll_every": "300ms",
+                **({"url": self.url} if "http" in kind else {}),
+            }
+        self.bench.configure(**self.tables)
 
     def start(self, **environment: str) -> Worker:
         """A bare worker."""
         worker = Worker(
             self.bench.directory / f"worker{len(self.bench.workers)}",
-            {**self.bench.environment, "VERITY_PAGE_EVENTS": str(PAGE)},
+            self.bench.environment,
             command=BARE,
         )
         self.bench.workers.append(worker)
@@ -134,36 +151,78 @@ class Lane:
             return 0
         return int(row["version"]) if row else 0
 
-    async def progress(self, pages: int, seconds: float = 60) -> None:
+    async def progress(self, pages: int, seconds: float = DEADLINE_SECONDS) -> None:
         """Until this many more pages are stored."""
         await self.bench.wait_for_version(self.connectors[0], await self.version() + pages, seconds)
 
     async def finish(self, worker: Worker | None = None) -> None:
-        """Let the rest of the sources through at full speed, then compare with their truth."""
-        if worker is None or worker.command:
-            if worker is not None:
-                worker.kill()
-            self.table.update(page=500, page_seconds=0)
-            self.bench.configure(**dict.fromkeys(self.connectors, self.table))
-            worker = self.start(VERITY_PAGE_EVENTS="2000")
-        for connector in self.connectors:
-            await self.bench.wait_for_state(connector, "caught_up", 120)
-            await self.compare(connector)
-        for worker in self.bench.workers:
+        """Let the sources end, a little after where they are, then compare with their truth."""
+        if worker is not None:
             worker.kill()
+        for connector, table in self.tables.items():
+            table.update(pages=await self.pages_read(connector) + PAGES_AFTER, is_hurried=True)
+        self.bench.configure(**self.tables)
+        self.start()
+        for connector, table in self.tables.items():
+
+            async def is_out(connector: str = connector, pages: int = table["pages"]) -> bool:
+                return await self.pages_read(connector) >= pages
+
+            await eventually(is_out, DEADLINE_SECONDS, self.bench.logs)
+        # Some passes more: what comes again now is the most there is to be recognised.
+        await asyncio.sleep(2)
+        for connector in self.connectors:
+            await self.bench.wait_for_state(connector, "caught_up", DEADLINE_SECONDS)
+            await self.compare(connector)
+        for one in self.bench.workers:
+            one.kill()
+
+    async def pages_read(self, connector: str) -> int:
+        """How many pages of the source are out, as Postgres has it."""
+        stored = await self.bench.stored_checkpoint(connector)
+        if stored is None:
+            return 0
+        if "plain" in self.tables[connector]["type"]:
+            return max(0, (stored["last_ts"] - STARTED_AT) // SPAN + 1)
+        cursor = stored["cursor"] or '{"next": 0}'
+        cursor = json.loads(cursor) if isinstance(cursor, str) else cursor
+        return int(cursor["next"])
+
+    async def published_by(self, connector: str) -> dict[str, Counter[str]]:
+        """What is out of a connector, by the source's own names."""
+        own = self.bench.id(connector).encode()
+        kind = self.tables[connector]["type"]
+        found = {one: Counter[str]() for one in KINDS}
+        topics = {
+            "events": f"verity.events.raw.{self.bench.name}",
+            "dead letters": f"verity.events.dead.{kind}",
+            "gaps": "verity.connector.gaps",
+        }
+        for what, topic in topics.items():
+            for record in await committed(self.bench.bootstrap_servers, topic):
+                if dict(record.headers)["connector_id"] == own:
+                    found[what][name_of(what, orjson.loads(record.value))] += 1
+        return found
 
     async def compare(self, connector: str) -> None:
         """Count what is lost and repeated, and whether the views are equal."""
-        outcome, table = self.outcome, self.table
-        counts = Counter(await self.bench.event_ids(connector))
-        truth = {
-            event.event_id
-            for event in sequence(self.bench.name, table["count"], late=table["late"])
-        }
-        outcome.events += len(truth)
-        outcome.lost += len(truth - counts.keys())
-        outcome.repeated += sum(counts.values()) - len(counts)
+        outcome, table = self.outcome, self.tables[connector]
+        counts = await self.published_by(connector)
+        truth = dict(zip(KINDS, truth_of(self.bench.name, table["pages"]), strict=True))
+        if "plain" in table["type"]:
+            truth["gaps"] = set()  # A plain connector has no word for them.
         published = await self.bench.published_checkpoints(connector)
+        counted = {"events": "event_count", "dead letters": "dead_count", "gaps": "gap_count"}
+        for kind in KINDS:
+            outcome.published[kind] += len(truth[kind])
+            outcome.lost[kind] += len(truth[kind] - counts[kind].keys())
+            outcome.repeated[kind] += counts[kind].total() - len(counts[kind])
+            # A page is visible with its checkpoint or not at all (I2). What no checkpoint counts
+            # was left by a page that was not whole.
+            sum_of_pages = sum(one[counted[kind]] for one in published)
+            outcome.orphans[kind] += abs(counts[kind].total() - sum_of_pages)
+            if unknown := counts[kind].keys() - truth[kind]:
+                outcome.note = f"{kind} that the source never held: {sorted(unknown)[:3]}"
         stored = await self.bench.stored_checkpoint(connector)
         assert stored is not None
         views = [(one["version"], one["cursor"]) for one in (published[-1], stored)]
@@ -171,19 +230,25 @@ class Lane:
         versions = [one["version"] for one in published]
         if views[0][0] != views[1][0] or cursors[0] != cursors[1]:
             outcome.views_are_equal = False
-        # A page is visible with its checkpoint or not at all (I2), and versions ascend (I3). An
-        # event that no checkpoint counts was left by a page that was not whole.
-        counted = sum(one["event_count"] for one in published)
-        outcome.orphans += abs(sum(counts.values()) - counted)
-        outcome.is_continuous &= versions == sorted(set(versions))
+        outcome.is_continuous &= versions == sorted(set(versions))  # I3
         times = [datetime.fromisoformat(one["published_at"]) for one in published]
         stalls = [later - earlier for earlier, later in itertools.pairwise(times)]
         outcome.longest_stall = max([outcome.longest_stall, *stalls])
 
 
+def name_of(what: str, body: dict[str, Any]) -> str:
+    """What the source calls an event, a bad record or a gap."""
+    if what == "gaps":
+        return str(body["scope"])
+    if what == "events":
+        return str(body["event_id"])
+    data = json.loads(body["data"])
+    return str(data.get("raw_payload", data)["ref"])
+
+
 async def kill_lane(lane: Lane) -> None:
     """kill -9 at every failpoint in turn, and at random times."""
-    lane.configure()
+    lane.configure("sweep_paged")
     for number in range(lane.runs):
         if number % 3 == 2:
             worker = lane.start()
@@ -195,50 +260,69 @@ async def kill_lane(lane: Lane) -> None:
             passage = 1 if point in START_POINTS else lane.random.randint(1, 4)
             worker = lane.start(VERITY_FAILPOINTS=f"{point}=kill@{passage}")
             assert worker.process is not None
-            code = await asyncio.to_thread(worker.process.wait, 60)
+            code = await asyncio.to_thread(worker.process.wait, DEADLINE_SECONDS)
             assert code == -signal.SIGKILL, worker.log[-3000:]
         lane.outcome.runs += 1
     await lane.finish()
 
 
-async def kill_plain_lane(lane: Lane) -> None:
-    """The same to a source of plain events, with late ones."""
-    lane.configure(type="test_plain", overlap=0, lookback="2m")
+async def kill_at_random(lane: Lane, kind: str) -> None:
+    """kill -9 at random times, to a source of this type."""
+    lane.configure(kind)
     for _ in range(lane.runs):
         worker = lane.start()
         await lane.progress(1)
-        await asyncio.sleep(lane.random.uniform(0, 0.2))
+        await asyncio.sleep(lane.random.uniform(0, 0.5))
         worker.kill()
         lane.outcome.runs += 1
     await lane.finish()
 
 
+async def kill_plain_lane(lane: Lane) -> None:
+    """A source of plain events, late ones among them, with the default lookback."""
+    await kill_at_random(lane, "sweep_plain")
+
+
+async def kill_http_paged_lane(lane: Lane) -> None:
+    """Pages over HTTP."""
+    await kill_at_random(lane, "sweep_http_paged")
+
+
+async def kill_http_plain_lane(lane: Lane) -> None:
+    """Plain events over HTTP."""
+    await kill_at_random(lane, "sweep_http_plain")
+
+
 async def kill_at_least_once_lane(lane: Lane) -> None:
     """kill -9 without transactions: nothing lost, at most a page a crash repeated."""
-    lane.bench.environment["VERITY_DELIVERY"] = "at_least_once"
-    lane.configure()
-    lane.outcome.repeats_allowed = lane.runs * PAGE
+    lane.bench.environment["VERITY_DELIVERY"] = "at_least_once"  # What the lane is about.
+    lane.configure("sweep_paged")
+    lane.outcome.repeats_allowed = lane.runs * PAGE_EVENTS_MAX
     points = ("after_publish", "after_commit", "before_persist", "after_persist")
     for number in range(lane.runs):
         worker = lane.start(VERITY_FAILPOINTS=f"{points[number % len(points)]}=kill@2")
         assert worker.process is not None
-        await asyncio.to_thread(worker.process.wait, 60)
+        await asyncio.to_thread(worker.process.wait, DEADLINE_SECONDS)
         lane.outcome.runs += 1
     await lane.finish()
 
 
 async def zombie_lane(lane: Lane) -> None:
     """Frozen at a failpoint, taken over, woken up: it must find itself fenced."""
-    lane.configure(pages_a_run=60, page_seconds=0.05)
+    lane.configure("sweep_http_paged")
     for number in range(lane.runs):
         point = ZOMBIE_POINTS[number % len(ZOMBIE_POINTS)]
         passage = 1 if point in START_POINTS else lane.random.randint(1, 3)
         zombie = lane.start(VERITY_FAILPOINTS=f"{point}=stop@{passage}")
-        await eventually(lambda zombie=zombie: is_frozen(zombie), 60, lambda: lane.bench.logs())
+        await eventually(
+            lambda zombie=zombie: is_frozen(zombie), DEADLINE_SECONDS, lambda: lane.bench.logs()
+        )
         heir = lane.start()
         await lane.progress(2)
         zombie.signal(signal.SIGCONT)
-        await eventually(lambda zombie=zombie: is_fenced(zombie), 30, lambda: lane.bench.logs())
+        await eventually(
+            lambda zombie=zombie: is_fenced(zombie), DEADLINE_SECONDS, lambda: lane.bench.logs()
+        )
         zombie.kill()
         await lane.progress(1)
         heir.kill()
@@ -259,27 +343,27 @@ async def is_fenced(worker: Worker) -> bool:
 
 async def broker_lane(lane: Lane) -> None:
     """The broker is killed and comes back, after 5 s and, in a full sweep, also after 60 s."""
-    lane.configure(pages_a_run=60, page_seconds=0.05)
+    lane.configure("sweep_paged", "sweep_http_plain")
     worker = lane.start()
     for number in range(lane.runs):
         await lane.progress(2)
         await asyncio.to_thread(lane.stack.kafka.kill)
         await asyncio.sleep(60 if number % 5 == 4 else 5)
         await asyncio.to_thread(lane.stack.kafka.start)
-        await lane.progress(2, 150)
+        await lane.progress(2)
         lane.outcome.runs += 1
     await lane.finish(worker)
 
 
 async def database_lane(lane: Lane) -> None:
     """Postgres is killed, cut off, made read-only, or holds a lock on the row."""
-    lane.configure(pages_a_run=60, page_seconds=0.05)
-    worker = lane.start(VERITY_BACKOFF_MAX="1s")
+    lane.configure("sweep_plain", "sweep_http_paged")
+    worker = lane.start()
     faults = [database_killed, connections_cut, read_only, row_locked, database_restarted]
     for number in range(lane.runs):
         await lane.progress(2)
         await faults[number % len(faults)](lane)
-        await lane.progress(2, 90)
+        await lane.progress(2)
         lane.outcome.runs += 1
     await lane.finish(worker)
 
@@ -327,7 +411,7 @@ async def row_locked(lane: Lane) -> None:
         async with connection.transaction():
             await connection.execute(
                 "SELECT * FROM connector_checkpoints WHERE connector_id = $1 FOR UPDATE",
-                lane.bench.id("source"),
+                lane.bench.id("source0"),
             )
             await asyncio.sleep(4)
     finally:
@@ -336,21 +420,21 @@ async def row_locked(lane: Lane) -> None:
 
 async def rebalance_lane(lane: Lane) -> None:
     """Three real workers under Faust: one joins, ends, or is killed, under load."""
-    lane.connectors = [f"s{number}" for number in range(6)]
-    lane.configure(page_seconds=0.3, count=PAGE * max(200, lane.runs * 60))
-    workers = [lane.bench.worker(VERITY_PAGE_EVENTS=str(PAGE)) for _ in range(2)]
+    kinds = ("sweep_paged", "sweep_plain", "sweep_http_paged", "sweep_http_plain")
+    lane.configure(*kinds, *kinds[:2])
+    workers = [lane.bench.worker() for _ in range(2)]
     await lane.progress(2)
     for number in range(lane.runs):
         kind = number % 3
         if kind == 0:
-            workers.append(lane.bench.worker(VERITY_PAGE_EVENTS=str(PAGE)))
+            workers.append(lane.bench.worker())
         elif kind == 1:
             await hears_signals(workers[0], lane.bench)
             await asyncio.to_thread(workers.pop(0).terminate)
         else:
             workers.pop(0).kill()
-            workers.append(lane.bench.worker(VERITY_PAGE_EVENTS=str(PAGE)))
-        await lane.progress(3, 90)
+            workers.append(lane.bench.worker())
+        await lane.progress(3)
         lane.outcome.runs += 1
     for worker in workers:
         await hears_signals(worker, lane.bench)
@@ -364,12 +448,14 @@ async def hears_signals(worker: Worker, bench: Bench) -> None:
     async def serves() -> bool:
         return bool((await asyncio.to_thread(worker.get, "/healthz"))[0])
 
-    await eventually(serves, 60, bench.logs)
+    await eventually(serves, DEADLINE_SECONDS, bench.logs)
 
 
 LANES: dict[str, Callable[[Lane], Awaitable[None]]] = {
     "kill": kill_lane,
     "kill_plain": kill_plain_lane,
+    "kill_http_paged": kill_http_paged_lane,
+    "kill_http_plain": kill_http_plain_lane,
     "kill_at_least_once": kill_at_least_once_lane,
     "zombie": zombie_lane,
     "rebalance": rebalance_lane,
@@ -380,7 +466,7 @@ LANES: dict[str, Callable[[Lane], Awaitable[None]]] = {
 ALONE = ("database", "broker")
 
 
-async def run_lane(fault: str, stack: Stack, directory: Path, is_full: bool) -> Outcome:
+async def run_lane(fault: str, stack: Stack, directory: Path, is_full: bool, url: str) -> Outcome:
     """One kind of fault on a database of its own."""
     connection = await asyncpg.connect(stack.up().dsn)
     try:
@@ -394,47 +480,67 @@ async def run_lane(fault: str, stack: Stack, directory: Path, is_full: bool) -> 
     tests = Path(__file__).parent.parent
     bench.environment["PYTHONPATH"] = f"{tests}:{tests / 'plugins'}"
     bench.environment["VERITY_PLANT"] = os.environ.get("SWEEP_PLANT", "")
+    began = time.monotonic()
     with killing(bench):
-        lane = Lane(fault, bench, stack, NUMBERS[fault][is_full])
+        lane = Lane(fault, bench, stack, NUMBERS[fault][is_full], url)
         try:
             await LANES[fault](lane)
         except Exception as error:  # noqa: BLE001 - one lane's failure is a line of the table
             lane.outcome.note = f"{type(error).__name__}: {error}"[-1500:]
+        verdict = "holds" if lane.outcome.holds else "DOES NOT HOLD"
+        Console().print(f"{fault}: {verdict}, {time.monotonic() - began:.0f} s")
         return lane.outcome
 
 
 async def sweep(directory: Path, is_full: bool, only: str | None) -> list[Outcome]:
     """Every lane; those that can share a stack run side by side."""
-    chosen = [fault for fault in LANES if only in (None, fault)]
+    chosen = [fault for fault in LANES if only is None or fault in only.split(",")]
     alone = [fault for fault in chosen if fault in ALONE]
-    with temporary_stack() as stack:
+    with temporary_stack() as stack, serving() as url:
         stack.up()
         together = [fault for fault in chosen if fault not in ALONE]
         outcomes = list(
             await asyncio.gather(
-                *(run_lane(fault, stack, directory / fault, is_full) for fault in together)
+                *(run_lane(fault, stack, directory / fault, is_full, url) for fault in together)
             )
         )
         return outcomes + [
-            await run_lane(fault, stack, directory / fault, is_full) for fault in alone
+            await run_lane(fault, stack, directory / fault, is_full, url) for fault in alone
         ]
+
+
+def shown(counts: Counter[str]) -> str:
+    """One number where there is only one to say."""
+    if not counts.total():
+        return "0"
+    return " / ".join(str(counts[kind]) for kind in KINDS)
 
 
 def report(outcomes: list[Outcome], seconds: float) -> None:
     """The table."""
-    table = Table(title=f"Fault sweep, {seconds:.0f} s")
-    columns = "fault", "runs", "events", "lost", "repeated", "torn", "longest stall", "views equal"
+    table = Table(title=f"Fault sweep, {seconds:.0f} s; events / dead letters / gaps")
+    columns = (
+        "fault",
+        "runs",
+        "published",
+        "lost",
+        "repeated",
+        "torn",
+        "longest stall",
+        "views equal",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "fault" else "right")
     for one in outcomes:
         allowed = f" (≤ {one.repeats_allowed} allowed)" if one.repeats_allowed else ""
+        torn = shown(one.orphans)
         table.add_row(
             one.fault,
             str(one.runs),
-            str(one.events),
-            str(one.lost),
-            f"{one.repeated}{allowed}",
-            str(one.orphans) if one.is_continuous else f"{one.orphans}, versions out of order",
+            shown(one.published),
+            shown(one.lost),
+            f"{shown(one.repeated)}{allowed}",
+            torn if one.is_continuous else f"{torn}, versions out of order",
             f"{one.longest_stall.total_seconds():.1f} s",
             "yes" if one.views_are_equal else "NO",
         )
