@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from simulation.corpus import entries, entry_of
+from simulation.fleet import worked
 from simulation.plan import Plan, draw
 from simulation.plants import PLANTS, planted
 from simulation.shrink import shrunk
 from simulation.world import Outcome, install, run
 
-RUNS_A_PROCESS = 2000
-"""After so many a process is renewed: what Python never gives back stays bounded."""
-CHUNK = 25
 SMALL, FULL = 3000, 300
 """What CI runs, from seed 0 on."""
 PLANT_SEEDS = 2000
@@ -85,7 +82,11 @@ def one_world(seed: int, plan: Plan, given: argparse.Namespace) -> int:
         for line in outcome.trace or ():
             if given.steps or " step " not in line:
                 say(line)
-    say(described(outcome) if outcome.violation else f"seed {seed}: nothing is broken")
+    say(
+        described(outcome, given.size, given.plant)
+        if outcome.violation
+        else f"seed {seed}: nothing is broken"
+    )
     say(f"{outcome.steps} steps, {outcome.seconds:.1f} virtual s, trace {outcome.digest}")
     return 1 if outcome.violation else 0
 
@@ -106,45 +107,14 @@ def described(outcome: Outcome, size: str = "full", plant: str = "none") -> str:
 # Many worlds
 
 
-def _work(job: tuple[range, str, str, bool]) -> tuple[list[Outcome], int, int, float]:
-    """A chunk of seeds: what failed, how many ran, their steps, and the CPU seconds."""
-    seeds, size, plant, is_first_enough = job
-    install()
-    began, steps, count = time.process_time(), 0, 0
-    failed = []
-    with planted(plant):
-        for seed in seeds:
-            outcome = run(seed, size=size)
-            steps, count = steps + outcome.steps, count + 1
-            if outcome.violation:
-                failed.append(outcome)
-                if is_first_enough:
-                    break
-    return failed, count, steps, time.process_time() - began
-
-
-def worked(
-    seeds: range, size: str, plant: str, processes: int, *, is_first_enough: bool = False
-) -> Iterator[tuple[list[Outcome], int, int, float]]:
-    """The chunks of these seeds, in order, from processes that are renewed."""
-    jobs = [
-        (seeds[at : at + CHUNK], size, plant, is_first_enough) for at in range(0, len(seeds), CHUNK)
-    ]
-    # Spawned: what one process has imported and cached is not the others'.
-    with multiprocessing.get_context("spawn").Pool(
-        processes, maxtasksperchild=RUNS_A_PROCESS // CHUNK
-    ) as pool:
-        yield from pool.imap(_work, jobs)
-
-
 def many_worlds(seeds: range, size: str, plant: str, processes: int) -> int:
     """Run them all, and say what was broken."""
     began, failures, steps, count, cpu_seconds = time.monotonic(), 0, 0, 0, 0.0
-    for failed, ran, stepped, seconds in worked(seeds, size, plant, processes):
-        for outcome in failed:
+    for chunk in worked(seeds, size, plant, processes):
+        for outcome in chunk.failed:
             say(described(outcome, size, plant))
-        failures, count = failures + len(failed), count + ran
-        steps, cpu_seconds = steps + stepped, cpu_seconds + seconds
+        failures, count = failures + len(chunk.failed), count + chunk.count
+        steps, cpu_seconds = steps + chunk.steps, cpu_seconds + chunk.cpu_seconds
     say(
         f"{count} {size} worlds from seed {seeds.start}: {failures} failed; "
         f"{steps / max(count, 1):.0f} steps each, {count / cpu_seconds:.1f} a CPU second, "
@@ -171,13 +141,12 @@ def table(names: Iterable[str], size: str, processes: int) -> int:
     is_missed = False
     for name in names:
         found: Outcome | None = None
-        chunks = worked(range(PLANT_SEEDS), size, name, processes, is_first_enough=True)
-        for failed, *_ in chunks:
-            if failed:
-                found = failed[0]
-                break
-        with suppress(AttributeError):
-            chunks.close()  # type: ignore[attr-defined]
+        seeds = range(PLANT_SEEDS)
+        with closing(worked(seeds, size, name, processes, is_first_enough=True)) as chunks:
+            for chunk in chunks:
+                if chunk.failed:
+                    found = chunk.failed[0]
+                    break
         is_missed |= found is None
         what = "not found" if found is None else f"{found.seed}: {found.violation[:90]}"
         say(f"{PLANTS[name].number:3} {name}: {what}")
