@@ -47,9 +47,8 @@ def draw(seed: int, size: str = "full") -> Plan:
     page_wait = 0.25 if is_default else _log(rng, 0.01, 1)
     kinds = {kind: share for kind, share in ACTS.items() if rng.random() < 0.5}
     acts = [_act(rng, kinds) for _ in range(rng.choice((0, 1, 1, 2, 3, 5)))] if kinds else []
-    has_clock_step = any(act["kind"] == "clock_step" for act in acts)
     connectors = [
-        _connector(rng, page_wait, is_default=is_default, is_small=is_small, is_sane=has_clock_step)
+        _connector(rng, page_wait, is_default=is_default, is_small=is_small)
         for _ in range(rng.choice((1, 1, 1, 1, 1, 1, 2, 2, 2, rng.choice((3, 4, 5)))))
     ]
     plan: Plan = {
@@ -106,12 +105,8 @@ def _act(rng: Random, kinds: dict[str, int]) -> Plan:
     }
 
 
-def _connector(
-    rng: Random, page_wait: float, *, is_default: bool, is_small: bool, is_sane: bool
-) -> Plan:
+def _connector(rng: Random, page_wait: float, *, is_default: bool, is_small: bool) -> Plan:
     kind = rng.choice(("plain", "plain", "paged", "paged", "paged", "windowed", "http"))
-    if kind == "windowed" and is_sane:
-        kind = "paged"
     overlap = rng.choice((0, 0, 3, 40)) if kind in ("paged", "http") else 0
     near = page_wait * (1 + rng.choice((-0.02, -0.001, 0.0, 0.001, 0.02)))
     # Whoever repeats must say how far back: two hours are more than there is.
@@ -138,9 +133,9 @@ def _connector(
         "reuses_cursor": rng.random() < 0.3,
         "is_strict": rng.random() < 0.3,
         "is_whole": rng.random() < 0.3,
-        "late_share": 0.0 if is_sane else rng.choice((0.0, 0.0, 0.3)),
+        "late_share": rng.choice((0.0, 0.0, 0.3)),
         "late": rng.random() * 0.9,  # as a share of what is declared
-        "has_future": not is_sane and rng.random() < 0.2,
+        "has_future": rng.random() < 0.2,
         "grants": rng.choice((0, 3, 60)),
         "denied_share": rng.choice((0.0, 0.0, 0.3)),
         "hangs": rng.random() < 0.03,

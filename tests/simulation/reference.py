@@ -29,11 +29,12 @@ PAUSE_SECONDS = 20.0
 """So long a pause takes at most where nothing else happens."""
 
 CAUSES: Mapping[str, frozenset[str]] = {
-    "relay.database_behind": frozenset({"restore"}),
-    "relay.topic_behind": frozenset({"checkpoints_deleted"}),
+    "relay.database_behind": frozenset({"restored"}),
+    "relay.topic_behind": frozenset({"deleted"}),
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
     "snapshot.published": frozenset({"denied"}),
+    "worker.clock_differs": frozenset({"clock_step"}),
     "runner.task_ignores_cancellation": frozenset({"broker_away", "database_away", "slow"}),
 }
 """An alarm, and what may be its cause. Any other, or one without its cause, is a violation."""
@@ -254,6 +255,11 @@ class Reference:
 
     # What operators and faults did
 
+    def happened(self, what: str) -> bool:
+        """Something that may be the cause of an alarm has happened; always True."""
+        self._facts.causes.add(what)
+        return True
+
     def moved(self, name: str, to: datetime) -> None:
         """A position was moved back: what comes after it comes again, once."""
         known = self.known[name]
@@ -267,8 +273,7 @@ class Reference:
 
     def restored(self) -> None:
         """The database is an older one: it forgot what operators asked for meanwhile."""
-        self._is_free |= "checkpoints_deleted" in self._facts.causes
-        self._facts.causes.add("restore")
+        self._is_free |= self.happened("restored") and "deleted" in self._facts.causes
         for known in self.known.values():
             known.wish = None
             known.paused_at = None
@@ -277,8 +282,7 @@ class Reference:
 
     def checkpoints_deleted(self) -> None:
         """The topic's versions are gone: Postgres' count."""
-        self._is_free |= "restore" in self._facts.causes
-        self._facts.causes.add("checkpoints_deleted")
+        self._is_free |= self.happened("deleted") and "restored" in self._facts.causes
         for known in self.known.values():
             known.last = None
         self._free_all()

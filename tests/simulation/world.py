@@ -111,7 +111,7 @@ class World:
     def _causes(self) -> set[str]:
         """What was drawn that may be the cause of an alarm."""
         kinds = {act["kind"] for act in self.plan["acts"]}
-        causes = kinds & {"broker_away", "database_away"}
+        causes = set()
         connectors = self.plan["connectors"]
         wires = self.plan["kafka"], self.plan["postgres"]
         for cause, is_drawn in (
@@ -256,6 +256,7 @@ class World:
         await asyncio.sleep(act["at"])
         index, names = act["who"] % len(self.lives), list(self.truths)
         self.loop.note("act", act["kind"])
+        self.reference.happened(act["kind"])
         await getattr(self, f"_{act['kind']}")(act, index, names[act["who"] % len(names)])
 
     async def _kill(self, act: Plan, index: int, _: str) -> None:
