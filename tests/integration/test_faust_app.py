@@ -453,6 +453,11 @@ async def test_another_partition_count_is_refused(
     await admin.start()
     await admin.create_topics([NewTopic("misfit-checkpoints-changelog", 3, 1)])
     await admin.close()
+    # One without a record would be nobody's, and made anew.
+    plain = AIOKafkaProducer(bootstrap_servers=address(kafka))
+    await plain.start()
+    await plain.send_and_wait("misfit-checkpoints-changelog", b"{}", key=b"a")
+    await plain.stop()
     worker = start_worker("misfit")
     code, _ = worker.finish()
     assert code == 2, worker.log[-3000:]
