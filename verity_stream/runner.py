@@ -390,7 +390,9 @@ class ConnectorRunner:
             )
             await one.relay.run()
         finally:
-            one.relay = one.connector = None
+            # One that outlived its cancellation may end when the next life has begun.
+            if one.connector is connector:
+                one.relay = one.connector = None
             await _close(connector)
 
     def _construct(self, spec: ConnectorSpec) -> BaseConnector:

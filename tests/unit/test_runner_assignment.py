@@ -270,3 +270,36 @@ async def test_of_two_clocks_that_differ_the_earlier_counts_and_it_is_said_once(
     assert bench.runner._present() == true + timedelta(hours=min(0, hours))
     said = [one for one in logs if one["event"] == "worker.clock_differs"]
     assert [one["ahead_of_database_seconds"] for one in said] == ([hours * 3600] if hours else [])
+
+
+async def test_a_life_that_outlived_its_cancellation_takes_nothing_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next one's relay could not be halted any more."""
+    ends: list[asyncio.Event] = []
+
+    class Deaf:
+        def __init__(self, *arguments: Any) -> None:
+            self.may_end = asyncio.Event()
+            ends.append(self.may_end)
+
+        async def run(self) -> None:
+            await self.may_end.wait()
+
+    monkeypatch.setattr(runner_module, "Relay", Deaf)
+    options = ConnectorOptions(type="test")
+    config = PagedSequence.Settings(connector_id="a", platform="test")
+    runner: Any = ConnectorRunner(
+        StreamSettings(), [ConnectorSpec("a", PagedSequence, "test", config, options)]
+    )
+    runner._store = runner._ids = object()
+    (one,) = runner._connectors
+    lives = [asyncio.create_task(runner._run(one)) for _ in range(2)]
+    await asyncio.sleep(0)
+    relay = one.relay
+    ends[0].set()
+    await asyncio.wait({lives[0]}, timeout=5)
+    assert one.relay is relay
+    ends[1].set()
+    await asyncio.wait({lives[1]}, timeout=5)
+    assert (one.relay, one.connector) == (None, None)
