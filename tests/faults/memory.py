@@ -29,6 +29,7 @@ from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
 from verity_stream.checkpoints import Persisted, Provenance
 from verity_stream.draft import Draft
+from verity_stream.ids import IdHasher
 from verity_stream.placement import partition_for
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
@@ -37,14 +38,17 @@ from verity_stream.records import (
     Offsets,
     Place,
     Record,
+    dead_topic,
     decode_checkpoint,
     decode_slot_key,
+    raw_topic,
 )
 from verity_stream.settings import StreamSettings
 from verity_stream.source import NewDraft, RelayPage
 from verity_stream.topic_reader import PublishedId, published_ids_of
 
 PARTITIONS = 3
+RAW_AND_DEAD = (raw_topic(""), dead_topic(""))
 CONNECTOR = "memory-1"
 PARTITION = partition_for(CONNECTOR, StreamSettings().checkpoint_partitions)
 PLATFORM = "memory"
@@ -336,7 +340,8 @@ class MemoryReader:
         async with self.script.effect("offsets_since"):
             start: dict[str, dict[int, int]] = {}
             for topic, partition in self.broker.partitions:
-                if topic in topics:  # It has no clock: all of them may be younger.
+                # It has no clock: all of them may be younger.
+                if topic in topics if topics else topic.startswith(RAW_AND_DEAD):
                     start.setdefault(topic, {})[partition] = 0
         return start
 
@@ -344,9 +349,8 @@ class MemoryReader:
 class MemoryIdLog:
     """The log of ids, compacted."""
 
-    hasher = HASHER
-
-    def __init__(self, broker: Broker, script: Script) -> None:
+    def __init__(self, broker: Broker, script: Script, hasher: IdHasher = HASHER) -> None:
+        self.hasher = hasher
         self.broker = broker
         self.script = script
 

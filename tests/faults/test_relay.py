@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 import structlog
-from drafts import ListPage
+from drafts import HASHER, ListPage
 from faults.memory import (
     CONNECTOR,
     NOW,
+    PARTITION,
     PLATFORM,
     Broker,
     CursorSource,
@@ -48,15 +49,20 @@ from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_stream import relay as relay_module
 from verity_stream.checkpoints import Persisted, Start
+from verity_stream.ids import IdHasher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
+    IDS_TOPIC,
     Checkpoint,
     Offsets,
     Place,
     Record,
+    Seen,
+    SeenInTopics,
     dead_topic,
     decode_checkpoint,
+    decode_slot,
     raw_topic,
 )
 from verity_stream.relay import Relay
@@ -107,6 +113,7 @@ class World:
     relay_class: type[Relay] = Relay
     publisher_class: type[MemoryPublisher] = MemoryPublisher
     transactional_id: str = CONNECTOR
+    hasher: IdHasher = HASHER
 
     def __post_init__(self) -> None:
         self.settings = StreamSettings(database_behind="kafka_wins")
@@ -134,7 +141,7 @@ class World:
             self.publisher_class(self.broker, script, transactional_id or self.transactional_id),
             self.store.scripted(script),
             MemoryReader(self.broker, script),
-            MemoryIdLog(self.broker, script),
+            MemoryIdLog(self.broker, script, self.hasher),
             ensure_topics,
             status,
             lambda: NOW,
@@ -841,6 +848,105 @@ async def test_one_event_dated_far_ahead_does_not_pin_the_seen_window() -> None:
     assert Counter(world.published_ids())["e1"] == 1
 
 
+async def log_of_ids(world: World) -> list[int]:
+    """How many ids each slot of the log holds."""
+    slots = await MemoryIdLog(world.broker, Script()).slots(CONNECTOR)
+    return [len(decode_slot(value)[2]) for value in slots.values()]
+
+
+async def test_the_window_moves_on_however_often_a_relay_restarts() -> None:
+    """A restart a page, each page beyond the lookback of the one before."""
+    world = World("cursor")
+    far = event(0, 1, occurred_at=datetime(9999, 12, 31, tzinfo=UTC))
+    for n in range(1, 20):
+        last_ts = BEGINNING + timedelta(seconds=1000 * n)
+        await run_pages(world, page(far, event(n, 1000 * n), last_ts=last_ts))
+        seen = world.checkpoints()[-1].seen
+        assert isinstance(seen, Seen)
+        assert seen.count == 2, "this page's event, and the one dated far ahead"
+        assert await log_of_ids(world) == [1, 1]
+    assert Counter(world.published_ids())["e0"] == 1
+
+
+LOST = {
+    "all": lambda entries: entries.clear(),
+    "the end": lambda entries: entries.__delitem__(slice(-2, None)),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_ids_that_the_log_has_lost_are_said_and_read_back_from_the_topics(lost: str) -> None:
+    world = World("cursor")
+    rejected = RejectedRecord(b"x", "not understood", "file:7")
+    # A lookback apart from each other, so that they have slots of their own.
+    pages = [
+        page(event(n, n * 50), rejected=[rejected] if n == 1 else [], last_ts=BEGINNING)
+        for n in (1, 3, 5)
+    ]
+    await run_pages(world, *pages)
+    LOST[lost](world.broker.partitions[IDS_TOPIC, PARTITION])
+    with structlog.testing.capture_logs() as said:
+        await run_pages(world, *pages)
+    assert Counter(world.published_ids()) == {"e1": 1, "e3": 1, "e5": 1}
+    assert len(world.broker.committed(dead_topic(PLATFORM))) == 1
+    (alarm,) = [one for one in said if one["event"] == "relay.seen_window_lost"]
+    assert alarm["log_level"] == "error"
+    assert (alarm["lost_ids"], alarm["recovered_ids"]) == ((4, 4) if lost == "all" else (1, 1))
+    # … and stand in the log again: this time there is nothing to say.
+    with structlog.testing.capture_logs() as said:
+        await run_pages(world, *pages)
+    assert [one for one in said if one["log_level"] == "error"] == []
+    assert sum(await log_of_ids(world)) == 4
+
+
+async def test_hashes_of_another_key_are_not_taken_for_ours() -> None:
+    world = World("cursor")
+    await run_pages(world, page(event(1, 1)))
+    world.hasher = IdHasher(b"another key 1234")
+    with structlog.testing.capture_logs() as said:
+        await run_pages(world, page(event(1, 1)))
+    assert world.published_ids() == ["e1"]
+    assert "relay.seen_window_lost" in [one["event"] for one in said]
+    assert await log_of_ids(world) == [1], "the old slot has left"
+
+
+def older_installation() -> World:
+    """A world as a version without a log of ids left it: its row says where in the topics."""
+    world = World("closed")
+    asyncio.run(world.run_until_done())
+    world.platform.passes = 0
+    starts: dict[str, dict[int, int]] = {}
+    for topic, partition in world.broker.partitions:
+        if topic in (raw_topic(PLATFORM), dead_topic(PLATFORM)):
+            starts.setdefault(topic, {})[partition] = 0
+    world.broker.partitions = {
+        place: entries
+        for place, entries in world.broker.partitions.items()
+        if place[0] != IDS_TOPIC
+    }
+    row = world.store.rows[CONNECTOR]
+    world.store.rows[CONNECTOR] = replace(row, seen=SeenInTopics(starts, row.last_ts))
+    return world
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_older_installation_is_taken_over_whatever_fails_meanwhile(fault: str) -> None:
+    world = older_installation()
+    script = Script()
+    asyncio.run(world.run_until_done(script))
+    assert "published_ids" in {effect.name for effect in script.passed}
+    world.check()
+    for effect in script.passed:
+        again = older_installation()
+        asyncio.run(again.run_until_done(script_that(again, fault, effect)))
+        again.check()
+        later = Script()
+        again.platform.passes = 0
+        asyncio.run(again.run_until_done(later))
+        again.check()
+        assert "published_ids" not in {one.name for one in later.passed}, "read back only once"
+
+
 async def test_a_transaction_that_the_broker_ended_is_unavailable_not_fenced() -> None:
     """Both look the same to the producer; only the epoch tells them apart."""
     world = World("cursor")
@@ -943,9 +1049,8 @@ class NoWindow(Relay):
 class WindowNotReadBack(Relay):
     """What was published before the start is not remembered."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._window.restore = lambda number, newest_at, hashes: None  # type: ignore[method-assign]
+    async def _remember(self, checkpoint: Checkpoint, *, is_moved: bool) -> bool:
+        return False
 
 
 class EpochNotReadAgain(Relay):

@@ -139,7 +139,6 @@ async def test_a_log_of_ids_that_is_gone_is_said_and_read_back_from_the_raw_topi
         worker = await caught_up(bench)
         assert worker.messages("relay.seen_window_lost") == []
         assert await bench.event_ids() == []
-        worker.terminate()
 
 
 @pytest.mark.parametrize("is_lost", ["the row is gone", "the row is another"])
