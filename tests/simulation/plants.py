@@ -40,7 +40,7 @@ from verity_stream import (
     topic_reader,
     topics,
 )
-from verity_stream.records import EventEncoder
+from verity_stream.records import EventEncoder, Record
 from verity_stream.status import State
 
 PACKAGES = ("verity_sdk", "verity_stream")
@@ -740,7 +740,9 @@ def seal_apart(ground: Ground) -> None:
         async def publish(self: Any, page: Any, seal: Any = None, sealed_in: Any = None) -> Any:
             offsets = await before(self, page, None, None)
             if seal is not None:
-                await before(self, [seal(offsets)], None, sealed_in)
+                sealed = seal(offsets)
+                records = [sealed] if isinstance(sealed, Record) else list(sealed)
+                await before(self, records, None, sealed_in)
             return offsets
 
         return publish
