@@ -1146,6 +1146,23 @@ async def test_an_edit_by_hand_is_the_next_version_and_forgets_the_rest(side: Si
 
 
 @on_both
+async def test_an_edit_of_the_cursor_alone_keeps_what_was_written(side: Side) -> None:
+    async with a_pool(side) as pool:
+        store = PostgresCheckpoints(pool, "cluster")
+        claimed = await store.claim("c")
+        after = replace(claimed, version=1, last_ts=AT, cursor={"n": 1}, complete_through=AT)
+        await store.persist(after, expected_version=0)
+        await pool.execute(
+            "UPDATE connector_checkpoints SET cursor = $2 WHERE connector_id = $1", "c", {"n": 0}
+        )
+        edited = replace(after, version=2, cursor={"n": 0}, complete_through=None)
+        assert await store.load("c") == edited
+        assert await SteeringStore(pool).edited_version("c") == 2
+        (audit,) = await rows(pool, "SELECT after FROM connector_audit ORDER BY id")
+        assert (audit["after"]["cursor"], audit["after"]["version"]) == ({"n": 0}, 2)
+
+
+@on_both
 async def test_controls_audits_and_snapshots(side: Side) -> None:
     async with a_pool(side) as pool:
         store, steering = OperationStore(pool, "w"), SteeringStore(pool)
@@ -1179,7 +1196,7 @@ async def test_a_rewind_is_written_with_its_audit_row_or_not_at_all(side: Side) 
             await steering.stored("c")
         await OperationStore(pool, "w").set_paused("c", is_paused=True, who="me", reason="r")
         stored = await steering.stored("c")
-        wanted = rewound(stored, after, to=AT - HOUR, cursor=None)
+        wanted = rewound(stored, [after], to=AT - HOUR, cursor=None)
         await steering.rewind(stored, wanted, who="me", reason="r")
         assert await store.load("c") == wanted
         with pytest.raises(Misconfigured, match="moved"):
