@@ -40,7 +40,7 @@ from verity_stream import (
     topic_reader,
     topics,
 )
-from verity_stream.records import EventEncoder, Record
+from verity_stream.records import EventEncoder
 from verity_stream.status import State
 
 PACKAGES = ("verity_sdk", "verity_stream")
@@ -737,12 +737,10 @@ def seal_apart(ground: Ground) -> None:
     """The events are one transaction, their checkpoint the next."""
 
     def make(before: Any) -> Any:
-        async def publish(self: Any, page: Any, seal: Any = None, sealed_in: Any = None) -> Any:
-            offsets = await before(self, page, None, None)
+        async def publish(self: Any, page: Any, seal: Any = None, sealed_in: Any = ()) -> Any:
+            offsets = await before(self, page)
             if seal is not None:
-                sealed = seal(offsets)
-                records = [sealed] if isinstance(sealed, Record) else list(sealed)
-                await before(self, records, None, sealed_in)
+                await before(self, list(seal(offsets)), None, sealed_in)
             return offsets
 
         return publish
