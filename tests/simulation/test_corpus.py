@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,53 +15,57 @@ import structlog
 
 from simulation.corpus import entries
 from simulation.plan import Plan
-from simulation.world import Outcome, run
+from simulation.world import install, run
 
 ROOT = Path(__file__).parents[2]
-REPLAYED = range(20)
+REPLAYED = 20
 
 HASHES = """
 import sys
 from simulation.world import install, run
 install()
 for seed in map(int, sys.argv[1:]):
-    print(run(seed, size="small").digest)
+    print(seed, run(seed, size="small").digest)
 """
 
 
-def simulated(seed: int, plan: Plan | None = None, size: str = "small") -> Outcome:
-    """A run in this process, whose logs stay as they are."""
-    from simulation import world
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process of worlds, for as long as one test."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = structlog.get_config()
+    install()
+    yield
+    gc.enable()
+    gc.collect()
+    logging.disable(logging.NOTSET)
+    structlog.configure(**before)
 
-    with structlog.testing.capture_logs(processors=[world._capture]):
-        return run(seed, plan, size=size)
 
-
-def in_another_process(seeds: range) -> list[str]:
-    """The trace hashes, from a process that has run nothing else."""
-    found = subprocess.run(
+def started(seeds: Iterable[int]) -> subprocess.Popen[str]:
+    """A process that prints the hashes of these worlds."""
+    return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", HASHES, *map(str, seeds)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=150,
-        check=True,
     )
-    return found.stdout.split()
 
 
 @pytest.mark.parametrize(
     ("seed", "plan"), [pytest.param(seed, plan, id=path.stem) for path, seed, plan in entries()]
 )
+@pytest.mark.usefixtures("installed")
 def test_what_failed_once_does_not_fail(seed: int, plan: Plan) -> None:
-    assert simulated(seed, plan).violation == ""
+    assert run(seed, plan).violation == ""
 
 
+@pytest.mark.timeout(600)
 def test_one_seed_decides_everything_in_any_process() -> None:
     """Under whatever hash seed, and whatever has run before."""
-    first = in_another_process(REPLAYED)
-    assert len(first) == len(REPLAYED)
-    assert in_another_process(REPLAYED) == first
-    assert in_another_process(REPLAYED[-3:]) == first[-3:]
-    assert len(set(first)) == len(first)
+    seeds = range(REPLAYED)
+    processes = [started(seeds), started(reversed(seeds))]
+    there, back = (one.communicate(timeout=500)[0].splitlines() for one in processes)
+    assert len({line.split()[1] for line in there}) == REPLAYED
+    assert there == list(reversed(back))
