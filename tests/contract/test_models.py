@@ -38,7 +38,7 @@ from simulation.group import Group, Member
 from simulation.loop import SimLoop
 from simulation.postgres import Pool, Postgres
 from simulation.wire import Wire
-from stack_fixtures import _execute, _run, with_database
+from stack_fixtures import StackFactory, _execute, _run, with_database
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Misconfigured, Unavailable
@@ -47,11 +47,16 @@ from verity_stream.database import create_pool, migrate
 from verity_stream.operation import OperationStore
 from verity_stream.records import Seen
 from verity_stream.snapshots import SnapshotResult
+from verity_stream.stack import Stack
 from verity_stream.status import State, Status
 from verity_stream.steering import SteeringStore, rewound
 
 SECONDS = 20.0
 """How long a case waits for what must come."""
+
+CASE_SECONDS = 400.0
+"""Some start brokers, or wait for what a broker does by itself, on machines that are busy."""
+pytestmark = pytest.mark.timeout(CASE_SECONDS + 60)
 
 Case = Callable[["Side"], Coroutine[Any, Any, None]]
 
@@ -63,7 +68,7 @@ class Side:
 
     def run(self, case: Case) -> None:
         """Run a case to its end."""
-        asyncio.run(asyncio.wait_for(case(self), 170))
+        asyncio.run(asyncio.wait_for(case(self), CASE_SECONDS))
 
     def new_producer(self, **options: Any) -> Any:
         """A producer, not started."""
@@ -83,6 +88,13 @@ class Side:
 
     async def new_member(self, topic: str, group: str, name: str) -> AMember:
         """A member of a consumer group, whose sessions last 6 s."""
+        raise NotImplementedError
+
+    async def compact(self, topic: str) -> None:
+        """See to it that a topic is compacted soon."""
+
+    async def broker_away(self, seconds: float) -> None:
+        """Take the broker away, and let it come back after so long."""
         raise NotImplementedError
 
     def unreachable(self) -> Side:
@@ -298,6 +310,12 @@ class Model(Side):
 
         return Modelled()
 
+    async def compact(self, topic: str) -> None:
+        self.kafka.compact(topic)
+
+    async def broker_away(self, seconds: float) -> None:
+        self.wire.away_until = now() + seconds
+
     def unreachable(self) -> Side:
         for wire in (self.kafka.wire, self.postgres.wire):
             wire.away_until, wire.refuses = float("inf"), True
@@ -306,6 +324,8 @@ class Model(Side):
 
 class Real(Side):
     """The servers."""
+
+    stack: Stack | None = None
 
     def __init__(self, bootstrap_servers: str, dsn: str) -> None:
         self._options = {"bootstrap_servers": bootstrap_servers}
@@ -363,6 +383,17 @@ class Real(Side):
         await consumer.start()
         return member
 
+    async def broker_away(self, seconds: float) -> None:
+        assert self.stack is not None
+        kafka = self.stack.kafka
+        kafka.kill()
+
+        async def bring_back() -> None:
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(kafka.start)
+
+        self.coming_back = asyncio.create_task(bring_back())
+
     def unreachable(self) -> Side:
         there = Real("127.0.0.1:1", "postgresql://verity@127.0.0.1:1/verity")
         there._is_there = False
@@ -386,6 +417,19 @@ def empty_database(dsn: str) -> Iterator[str]:
     _run(_execute(dsn, f'CREATE DATABASE "{name}"'))
     yield with_database(dsn, name)
     _run(_execute(dsn, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(params=["model", pytest.param("real", marks=pytest.mark.stack)])
+def own_side(request: pytest.FixtureRequest, make_stack: StackFactory) -> Side:
+    """The same with servers of the test's own: to be taken away, or with settings."""
+    if request.param == "model":
+        return Model()
+    # A broker looks for what is to be compacted every 15 s, and no topic can say otherwise.
+    stack = make_stack(kafka_settings={"log.cleaner.backoff.ms": "200"})
+    address = stack.up(environ={})
+    side = Real(address.bootstrap_servers, address.dsn)
+    side.stack = stack
+    return side
 
 
 def on_both(case: Case) -> Callable[[Side], None]:
@@ -874,6 +918,84 @@ async def test_without_its_topic_a_transaction_waits(side: Side) -> None:
         await one.begin_transaction()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(put(one, topic, b"new"), 3)
+
+
+def test_compaction_keeps_the_last_of_each_key_and_all_offsets(own_side: Side) -> None:
+    """And does not pass the last stable offset."""
+
+    async def case(side: Side) -> None:
+        configs = {
+            "cleanup.policy": "compact",
+            "segment.ms": "100",
+            "min.cleanable.dirty.ratio": "0.001",
+            "delete.retention.ms": "0",
+        }
+        topic = await side.topic(1, **configs)
+        async with (
+            side.producer(secrets.token_hex(4)) as one,
+            side.producer(secrets.token_hex(4)) as slow,
+        ):
+            await one.begin_transaction()
+            for key, value in ((b"a", b"0"), (b"b", b"1"), (b"a", b"2"), (b"c", b"3")):
+                await put(one, topic, value, key=key)
+            await one.commit_transaction()  # Its marker: 4
+            await one.begin_transaction()
+            await put(one, topic, b"aborted", key=b"a")  # 5, marker 6
+            await one.abort_transaction()
+            await slow.begin_transaction()
+            await put(slow, topic, b"open", key=b"x")  # 7
+            await committed(one, topic, b"8")  # 8, marker 9
+            await committed(one, topic, b"10")  # 10, marker 11
+            await asyncio.sleep(0.3)
+            await committed(one, topic, b"12")  # 12, in a segment of its own
+
+            async def is_compact() -> bool:
+                await side.compact(topic)
+                found = await side.read(topic, "read_uncommitted")
+                return [offset for offset, _ in found] == [1, 2, 3, 7, 8, 10, 12]
+
+            await eventually(is_compact, 200)
+            # Not past what is open: of the same key, 8 and 10 are still there.
+            await slow.abort_transaction()
+            await asyncio.sleep(0.3)
+            await committed(one, topic, b"15")
+
+            async def is_all() -> bool:
+                await side.compact(topic)
+                found = await side.read(topic)
+                return [offset for offset, _ in found] in ([1, 2, 3, 15], [1, 2, 3, 12, 15])
+
+            await eventually(is_all, 200)
+            assert await committed(one, topic, b"17") == 17
+            start, stable, end = await side.ends(topic)
+            assert (start, stable, end) == (0, 19, 19)
+            found = await side.read(topic, at=5)
+            assert found[-2:] == [(15, b"15"), (17, b"17")]
+
+    own_side.run(case)
+
+
+def test_with_the_broker_away_everything_waits_and_goes_on(own_side: Side) -> None:
+    """Nothing raises, and nothing is there twice."""
+
+    async def case(side: Side) -> None:
+        topic = await side.topic()
+        async with side.producer(secrets.token_hex(4)) as one, side.consumer() as consumer:
+            consumer.assign([TopicPartition(topic, 0)])
+            await consumer.position(TopicPartition(topic, 0))
+            await committed(one, topic, b"before")
+            await one.begin_transaction()
+            await put(one, topic, b"sent")
+            await side.broker_away(8)
+            committing = asyncio.ensure_future(one.commit_transaction())
+            await asyncio.sleep(3)
+            assert not committing.done()
+            await asyncio.wait_for(committing, 200)
+            await committed(one, topic, b"after")
+            await eventually(lambda: is_stable(side, topic, 6), 200)
+        assert [value for _, value in await side.read(topic)] == [b"before", b"sent", b"after"]
+
+    own_side.run(case)
 
 
 # 11. Epochs
