@@ -1036,3 +1036,38 @@ def complete_before_lookback(ground: Ground) -> None:
         return complete_through
 
     ground.put(windows, "_complete_through", make)
+
+
+@plant(57, "lost late events (loss 3)")
+def future_moves(ground: Ground) -> None:
+    """An event that is dated ahead moves the watermark."""
+    ground.put_function(chunks.not_after, lambda _: lambda _until, times: times)
+
+
+@plant(58, "lost late events (loss 3)")
+def clamped_when_out(ground: Ground) -> None:
+    """What is dated ahead counts as of when its page comes out, not as of the pass's beginning."""
+    clocks: list[Any] = []
+
+    def noting(before: Any) -> Any:
+        def init(self: Any, *args: Any, **options: Any) -> None:
+            before(self, *args, **options)
+            clocks.append(self._clock)
+
+        return init
+
+    def make(before: Any) -> Any:
+        def pass_by(self: Any, times: Any, *_: Any) -> None:
+            now = clocks[-1]()
+            before(self, [min(at, now) for at in times])
+
+        return pass_by
+
+    ground.put(source.PlainSource, "__init__", noting)
+    ground.put(chunks.Watermark, "pass_by", make)
+
+
+@plant(59, "edit lost (loss 7)")
+def edit_not_lifted(ground: Ground) -> None:
+    """An edit of a restored database has a version that the topic passed long ago."""
+    ground.put_function(checkpoints.lifted, lambda _: lambda stored, *_args: stored)
