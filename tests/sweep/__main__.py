@@ -271,7 +271,7 @@ async def kill_at_random(lane: Lane, kind: str) -> None:
     lane.configure(kind)
     for _ in range(lane.runs):
         worker = lane.start()
-        await lane.progress(1)
+        await lane.progress(lane.random.randint(1, 9))  # Some within a pass, some after its end.
         await asyncio.sleep(lane.random.uniform(0, 0.5))
         worker.kill()
         lane.outcome.runs += 1

@@ -34,7 +34,8 @@ class Settings(BaseModel, extra="forbid"):
     pages: int
     is_hurried: bool = False
     """Pages come without their waits."""
-    pages_a_pass: int = 40
+    pages_a_pass: int = 20
+    """A plain source ends its pass after so many; seven of them are the lookback."""
     overlap: int = 7
     """A paged source shows so many of the page before again."""
     url: str = ""
