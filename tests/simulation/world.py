@@ -102,6 +102,7 @@ class World:
         self.skews = [timedelta(0)] * plan["workers"]
         self.lives = [""] * plan["workers"]
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._at_commit: list[asyncio.Future[None]] = []
         self._life = self._snapshot_count = 0
         self._controls: asyncio.Lock | None = None
 
@@ -141,6 +142,9 @@ class World:
 
     def _on_commit(self, txn: Txn) -> None:
         self.check(lambda: self.reference.committed(txn.records))
+        at_commit, self._at_commit = self._at_commit, []
+        for waiting in at_commit:
+            waiting.set_result(None)
 
     def check(self, promise: Callable[[], None]) -> None:
         """Hold the world against the reference."""
@@ -347,7 +351,17 @@ class World:
         to = times[int(act["share"] * len(times))]
         return to if row is not None and to < row["last_ts"] else None
 
+    async def _in_between(self, act: Plan) -> None:
+        """Wait for a moment between a page's commit and its row, in every second act."""
+        if act["steps"] % 2:
+            waiting = self.loop.create_future()
+            self._at_commit.append(waiting)
+            await asyncio.wait({waiting}, timeout=act["seconds"])
+            if not waiting.done():
+                self._at_commit.remove(waiting)
+
     async def _edit(self, act: Plan, _: int, name: str) -> None:
+        await self._in_between(act)
         to = self._earlier(act, name)
         while to is not None:
             try:
