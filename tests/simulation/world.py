@@ -421,7 +421,8 @@ class World:
             await asyncio.sleep(3)
             task = self.loop.spawn(OPERATOR, self._rewound(act, name))
             await asyncio.wait({task})
-            task.exception()
+            if (error := task.exception()) is not None:
+                self.fail(f"bug: a rewind raised {error!r}")
             await self._set_paused(name, is_paused=False)
 
     async def _rewound(self, act: Plan, name: str) -> None:
@@ -438,7 +439,8 @@ class World:
             return
         try:
             stored = await store.stored(name)
-            after = rewound(stored, await reader.last_checkpoint(name), to=to, cursor=None)
+            history, edited = await reader.history(name), await store.edited_version(name)
+            after = rewound(stored, history, to=to, cursor=None, edited_version=edited)
             self.reference.moved(name, to)
             await store.rewind(stored, after, who=OPERATOR, reason="simulated")
         except VerityError:
