@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from simulation.corpus import entries, entry_of
+from simulation.corpus import entries, entry_of, read
 from simulation.fleet import worked
 from simulation.plan import Plan, draw
 from simulation.plants import PLANTS, planted
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     if given.plan is not None:
-        entry = json.loads(given.plan.read_text("utf-8"))
-        return one_world(entry["seed"], entry["plan"], given)
+        entry = read(given.plan)
+        return one_world(entry.seed, entry.plan, given)
     if given.seed is not None:
         return one_world(given.seed, draw(given.seed, given.size), given)
     if given.plants is not None:
@@ -77,7 +77,7 @@ def one_world(seed: int, plan: Plan, given: argparse.Namespace) -> int:
             say(f"after {runs} runs:")
         outcome = run(seed, plan, trace=True)
     if given.shrink:
-        say(json.dumps(entry_of(outcome, plan), indent=1))
+        say(json.dumps(entry_of(outcome, plan, given.plant), indent=1))
     else:
         for line in outcome.trace or ():
             if given.steps or " step " not in line:
@@ -124,15 +124,15 @@ def many_worlds(seeds: range, size: str, plant: str, processes: int) -> int:
 
 
 def corpus() -> int:
-    """Every plan that failed once."""
+    """Every plan that failed once, as the product is now."""
     install()
-    failures = 0
-    for path, seed, plan in entries():
-        outcome = run(seed, plan)
+    failures = count = 0
+    for entry in entries():
+        outcome, count = run(entry.seed, entry.plan), count + 1
         if outcome.violation:
             failures += 1
-            say(f"{path.name}: {outcome.violation} (trace {outcome.digest})")
-    say(f"{len(list(entries()))} plans of the corpus: {failures} failed")
+            say(f"{entry.name}: {outcome.violation} (trace {outcome.digest})")
+    say(f"{count} plans of the corpus: {failures} failed")
     return 1 if failures else 0
 
 

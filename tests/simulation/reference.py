@@ -46,12 +46,14 @@ class Facts:
 
     Attributes:
         page_events: A page's size, as the settings say.
+        worker_count: How many may hold something of a source: one of them may be a zombie.
         is_exact: Whether pages are transactions.
         causes: What was drawn that may cause an alarm.
         now: The world's clock, in seconds.
     """
 
     page_events: int
+    worker_count: int
     is_exact: bool
     causes: set[str]
     now: Callable[[], float]
@@ -140,7 +142,8 @@ class Reference:
                 counts[number] += 1
                 item = known.truth.items[number]
                 if known.count_of(item):
-                    known.truth.outstanding.pop(number, None)
+                    known.truth.out.add(number)
+                    known.truth.outstanding.discard(number)
                 if counts[number] > known.allowed[number] and self._facts.is_exact:
                     raise Violated(f"repeated: {topic} has {known.truth.id_of(item)} once more")
         if self._facts.is_exact and (by_topic or seals):
@@ -313,9 +316,12 @@ class Reference:
         Raises:
             Violated: More is held in memory than two pages, and one more of the source's.
         """
+        if truth.plan["kind"] == "windowed":
+            return  # A slice is fetched as a whole.
         size = truth.plan["page"] + truth.plan["overlap"]
         bound = 2 * (self._facts.page_events + size) + size + 25
-        if len(truth.outstanding) > bound and truth.plan["kind"] != "windowed":
+        bound *= min(2, self._facts.worker_count)
+        if len(truth.outstanding) > bound:
             raise Violated(f"memory: {len(truth.outstanding)} things are held; {bound} may be")
 
     # At the end

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -69,6 +69,11 @@ class Truth:
 
     Args:
         lookback: How far back its connector is asked again, in seconds.
+
+    Attributes:
+        out: The numbers of what consumers have.
+        outstanding: The numbers of what was handed out in this pass, and is not.
+        on_served: Called whenever that has grown.
     """
 
     def __init__(self, name: str, plan: Mapping[str, Any], rng: Random, lookback: float) -> None:
@@ -95,7 +100,9 @@ class Truth:
         self._visible = [one.visible_at for one in self.items]
         self.by_time = sorted(self.items, key=lambda one: (one.at, one.number))
         self.times = [one.at for one in self.by_time]
-        self.outstanding: dict[int, None] = {}
+        self.out: set[int] = set()
+        self.outstanding: set[int] = set()
+        self.on_served: Callable[[], None] = lambda: None
 
     @property
     def is_strict(self) -> bool:
@@ -138,7 +145,9 @@ class Truth:
 
     def event(self, item: Item) -> RawEvent:
         """What the connector yields for an event of any kind."""
-        self.outstanding[item.number] = None
+        if item.number not in self.out:
+            self.outstanding.add(item.number)
+            self.on_served()
         asset: Any = None if item.kind == "malformed" else "table"
         payload = {"share": float("nan")} if item.kind == "altered" else {}
         return RawEvent(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from simulation.corpus import entries
-from simulation.plan import Plan
+from simulation.corpus import Entry, entries
+from simulation.plants import planted
+from simulation.shrink import kind_of
 from simulation.world import install, run
 
 ROOT = Path(__file__).parents[2]
@@ -53,12 +54,20 @@ def started(seeds: Iterable[int]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+@pytest.mark.usefixtures("installed")
+def test_what_failed_once_does_not_fail(entry: Entry) -> None:
+    assert run(entry.seed, entry.plan).violation == ""
+
+
 @pytest.mark.parametrize(
-    ("seed", "plan"), [pytest.param(seed, plan, id=path.stem) for path, seed, plan in entries()]
+    "entry", [one for one in entries() if one.plant != "none"], ids=lambda entry: entry.name
 )
 @pytest.mark.usefixtures("installed")
-def test_what_failed_once_does_not_fail(seed: int, plan: Plan) -> None:
-    assert run(seed, plan).violation == ""
+def test_what_a_planted_bug_broke_it_breaks_again(entry: Entry) -> None:
+    with planted(entry.plant):
+        found = run(entry.seed, entry.plan).violation
+    assert kind_of(found) == kind_of(entry.was)
 
 
 @pytest.mark.timeout(600)

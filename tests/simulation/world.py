@@ -97,8 +97,16 @@ class World:
         self.reference = Reference(
             self.truths.values(),
             PLATFORM,
-            Facts(self.settings.page_events, self.is_exact, self._causes(), loop.time),
+            Facts(
+                self.settings.page_events,
+                plan["workers"],
+                self.is_exact,
+                self._causes(),
+                loop.time,
+            ),
         )
+        for truth in self.truths.values():
+            truth.on_served = partial(self.check, partial(self.reference.served, truth))
         self.skews = [timedelta(0)] * plan["workers"]
         self.lives = [""] * plan["workers"]
         self._tasks: dict[str, asyncio.Task[Any]] = {}
