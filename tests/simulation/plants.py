@@ -13,7 +13,6 @@ mended before the simulator was there.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -786,10 +785,14 @@ def no_abort(ground: Ground) -> None:
 @plant(39, "no fencing: repeated, torn")
 def own_ids(ground: Ground) -> None:
     """Each start has a transactional id of its own."""
-    number = itertools.count()
 
     def make(before: Any) -> Any:
-        return lambda self, name: before(self, f"{name}.{next(number)}")
+        def own(self: Any, name: str) -> Any:
+            # Counted by the runner and not by us: a seed's world is the same in any process.
+            self._planted = getattr(self, "_planted", 0) + 1
+            return before(self, f"{name}.{self._settings.worker_name}.{self._planted}")
+
+        return own
 
     ground.put(runner.ConnectorRunner, "_publisher", make)
 
