@@ -473,6 +473,8 @@ class World:
             wire.lost_share = wire.slow_share = 0.0
         for truth in self.truths.values():
             truth.is_calm = True
+        # One that is behind makes everything later by as much.
+        self.skews = [timedelta(0)] * len(self.skews)
         last = max(truth.last_visible_at for truth in self.truths.values())
         deadline = max(last, self.loop.time()) + END_SECONDS
         while left := self.reference.left(self.postgres.checkpoints):
