@@ -138,7 +138,7 @@ def _remember(window: SeenWindow, number: int, size: int) -> None:
     at = FIRST_AT + number * timedelta(milliseconds=size)
     for one in hashes:
         window.claim(one)
-    window.remember(hashes, [at] * size, at, at)
+    window.remember(hashes, [at] * size, at)
     window.forget_before(FIRST_AT)
     window.changes()
     window.seen()

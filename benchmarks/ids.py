@@ -53,7 +53,7 @@ async def write(kafka: KafkaSettings, connector: str, count: int, page: int) -> 
         for start in range(0, count, page):
             at = AT + timedelta(seconds=start)
             ids = hashes(min(page, count - start))
-            window.remember(ids, [at] * len(ids), at, at)
+            window.remember(ids, [at] * len(ids), at)
             place = partition_for(connector, PARTITIONS)
             written, gone = slot_records(connector, place, HASHER, window.changes())
             await publisher.publish([*written, *gone])
@@ -126,7 +126,7 @@ def memory(count: int, page: int) -> None:
         for one in ids:
             window.claim(one)
         at = AT + timedelta(seconds=start)
-        window.remember(ids, [at] * page, at, at)
+        window.remember(ids, [at] * page, at)
         window.changes()
         if start > count // 4:
             highest = max(highest, tracemalloc.get_traced_memory()[0] / (start + page))

@@ -81,6 +81,7 @@ class Draft:
         page: The records, for the publisher.
         times: When its events occurred, in their order, repeats among them.
         fresh_times: The same without the repeats.
+        letter_times: When what is in the dead letters occurred, id by id; None where unknown.
         hashes: The ids that the seen window is to remember with the page: those of the fresh
             events, in their order, and then those of the dead letters.
         gaps: What is known to be missing; add to it.
@@ -91,6 +92,7 @@ class Draft:
         self.page = outlet.publisher.new_page()
         self.times: list[datetime] = []
         self.fresh_times: list[datetime] = []
+        self.letter_times: list[datetime | None] = []
         self.hashes = hashes_of()
         self.gaps: list[Gap] = []
         self.size_bytes = 0
@@ -193,5 +195,16 @@ class Draft:
         hashes = [self._hash(topic, one.encode()) for one in letter.ids]
         if any(hashed in self._outlet.window for hashed in hashes):
             return False
-        self.hashes.extend(filter(self._claim, hashes))
+        claimed = list(filter(self._claim, hashes))
+        self.hashes.extend(claimed)
+        self.letter_times += [letter.occurred_at] * len(claimed)
         return True
+
+    def times_of_ids(self, now: datetime) -> list[datetime]:
+        """The times of `hashes`, after `finish`: none of these things is older than its own.
+
+        What a dead letter holds may be served again for as long as the source looks back over it,
+        and says less of when that is than the watermark does: until now has gone by, at least.
+        """
+        letters = [now if at is None else max(at, now) for at in self.letter_times]
+        return [*self.fresh_times, *letters]

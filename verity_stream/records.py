@@ -247,11 +247,12 @@ class DeadLetter(NamedTuple):
     """What could not be published, whole, in one record or in parts.
 
     `ids` are the same whenever the same thing turns up again, so that it is one dead letter: its
-    own, and the event's as its header has it.
+    own, and the event's as its header has it. `occurred_at` is None where nobody knows it.
     """
 
     ids: tuple[str, ...]
     records: list[Record]
+    occurred_at: datetime | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -266,8 +267,13 @@ def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> Dead
         event_id = reference(fields.get("event_id"), "event_id")[0] or None
     except Malformed:
         event_id = None
+    try:
+        occurred_at = as_utc(fields["occurred_at"])
+    except (KeyError, Malformed):
+        occurred_at = None
     data = readable(fields).encode("ascii")
-    return _dead_letter(origin, data, reason, event_id, part_bytes, event_id=event_id)
+    letter = _dead_letter(origin, data, reason, event_id, part_bytes, event_id=event_id)
+    return letter._replace(occurred_at=occurred_at)
 
 
 def original(origin: Origin, event: Any, altered: bytes, part_bytes: int) -> DeadLetter:

@@ -277,12 +277,12 @@ class Relay:
         window.forget_before(begin)
         if isinstance(seen, SeenInTopics):
             await self._ensure_topics(seen.start)
-            recovered = await self._recover(seen.start, checkpoint.last_ts, begin)
+            recovered = await self._recover(seen.start, begin)
             self._log.info("relay.seen_window_taken_over", recovered_ids=recovered)
         elif lost > 0:
             since = earlier(begin, PUBLISHED_MARGIN)
             start = await self._reader.offsets_since(self._topics(), since)
-            recovered = await self._recover(start, checkpoint.last_ts, begin)
+            recovered = await self._recover(start, begin)
             self._ids_are_lost(lost, recovered, is_moved=is_moved)
         return lost > 0 or isinstance(seen, SeenInTopics)
 
@@ -304,14 +304,11 @@ class Relay:
                 await asyncio.sleep(0)
         return window.seen().count
 
-    async def _recover(
-        self, start: Mapping[str, Mapping[int, int]], others_at: datetime, begin: datetime
-    ) -> int:
+    async def _recover(self, start: Mapping[str, Mapping[int, int]], begin: datetime) -> int:
         """Take ids that the log lacks from the topics of events and dead letters.
 
         Args:
             start: From where on.
-            others_at: The time of those whose own is not known.
             begin: What is older need not be remembered.
 
         Returns:
@@ -322,7 +319,7 @@ class Relay:
         hashes, times = hashes_of(), list[datetime]()
 
         def remember() -> None:
-            self._report_forgotten(window.remember(hashes, times, others_at, now))
+            self._report_forgotten(window.remember(hashes, times, now))
             window.forget_before(begin)
 
         async for found in self._reader.published_ids(self._spec.connector_id, start):
@@ -331,7 +328,7 @@ class Relay:
                 if window.claim(hashed):
                     recovered += 1
                     hashes.append(hashed)
-                    times.append(others_at if at is None else at)
+                    times.append(now if at is None else at)
             if len(hashes) >= RECOVERED_TOGETHER:
                 remember()
                 hashes, times = hashes_of(), []
@@ -480,10 +477,8 @@ class Relay:
 
     async def _publish(self, draft: Draft, summary: PageSummary, after: Checkpoint) -> Checkpoint:
         """One transaction: the records, their ids, and the checkpoint that says where they are."""
-        window = self._window
-        self._report_forgotten(
-            window.remember(draft.hashes, draft.fresh_times, after.last_ts, self._clock())
-        )
+        window, now = self._window, self._clock()
+        self._report_forgotten(window.remember(draft.hashes, draft.times_of_ids(now), now))
         window.forget_before(earlier(after.last_ts, self._spec.lookback))
         written, gone = slot_records(
             after.connector_id, self._partition, self._ids.hasher, window.changes()

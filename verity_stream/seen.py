@@ -101,15 +101,12 @@ class SeenWindow:
         """
         return self._table.add(hashed)
 
-    def remember(
-        self, hashes: array[int], times: Sequence[datetime], others_at: datetime, now: datetime
-    ) -> int:
+    def remember(self, hashes: array[int], times: Sequence[datetime], now: datetime) -> int:
         """Take in the ids of a page that is about to be published, as they were claimed.
 
         Args:
-            hashes: Of the page's events and then of its dead letters.
-            times: When the events occurred, in the same order.
-            others_at: The time of a page without events.
+            hashes: Of the page's events and dead letters.
+            times: Up to when each of them may come again, the time it occurred at the earliest.
             now: Events that are dated far beyond it have slots of their own, so that they hold
                 back no others.
 
@@ -117,7 +114,7 @@ class SeenWindow:
             How many ids had to be forgotten early.
         """
         taken: set[int] = set()
-        for ahead, newest_at, group in _by_lead(hashes, times, others_at, now):
+        for ahead, newest_at, group in _by_lead(hashes, times, now):
             taken |= self._take(group, newest_at, ahead)
         return self._shrink(taken)
 
@@ -255,7 +252,7 @@ class SeenWindow:
 
 
 def _by_lead(
-    hashes: array[int], times: Sequence[datetime], others_at: datetime, now: datetime
+    hashes: array[int], times: Sequence[datetime], now: datetime
 ) -> Iterator[tuple[int, datetime, array[int]]]:
     """A page's ids by how far their events are dated ahead, nearly always all of them together.
 
@@ -263,20 +260,15 @@ def _by_lead(
     """
     if not hashes:
         return
-    newest_at = max(times, default=others_at)
+    newest_at = max(times)
     if newest_at - now < SHARED_SPAN:
         yield 0, newest_at, hashes
         return
     groups: dict[int, tuple[list[datetime], list[int]]] = {}
-    for hashed, at in zip(hashes, times, strict=False):
+    for hashed, at in zip(hashes, times, strict=True):
         ahead = max(0, (at - now) // SHARED_SPAN).bit_length()
         occurred, group = groups.setdefault(ahead, ([], []))
         occurred.append(at)
         group.append(hashed)
-    others = hashes[len(times) :]
-    if others:
-        occurred, group = groups.setdefault(0, ([], []))
-        occurred.append(max(occurred, default=others_at))
-        group.extend(others)
     for ahead, (occurred, group) in sorted(groups.items()):
         yield ahead, max(occurred), hashes_of(group)

@@ -31,7 +31,7 @@ def claimed(window: SeenWindow, *ids: int) -> array[int]:
 def published(window: SeenWindow, ids: list[int], *times: datetime, now: datetime = NOW) -> int:
     """What the relay does with a page: claim its ids and remember them. One time counts for all."""
     each = list(times) * len(ids) if len(times) == 1 else list(times)
-    return window.remember(claimed(window, *ids), each, START, now)
+    return window.remember(claimed(window, *ids), each, now)
 
 
 class Log:
@@ -72,8 +72,8 @@ def test_a_page_may_be_claimed_before_the_one_before_it_is_out() -> None:
     first = claimed(window, 1, 2)
     second = claimed(window, 2, 3, 4, 4, 1)
     assert (list(first), list(second)) == ([1, 2], [3, 4])
-    window.remember(first, [at(1), at(1)], START, NOW)
-    window.remember(second, [at(1 + SPAN + 1), at(2)], START, NOW)
+    window.remember(first, [at(1), at(1)], NOW)
+    window.remember(second, [at(1 + SPAN + 1), at(2)], NOW)
     window.forget_before(at(2))
     assert [one in window for one in (1, 2, 3, 4)] == [False, False, True, True]
 
@@ -244,12 +244,12 @@ class WindowMachine(RuleBasedStateMachine):
         self.next += len(fresh)
         hashes = claimed(self.window, *again, *fresh, *fresh)
         assert list(hashes) == fresh
-        occurred = [at(one) for one in times]
+        occurred = [at(one) for one in times] + [self.now] * letters
         before = len(self.window) - len(fresh)
-        forgotten = self.window.remember(hashes, occurred, self.begin, self.now)
+        forgotten = self.window.remember(hashes, occurred, self.now)
         self.window.forget_before(self.begin)
         self.seen = self.log.take(self.window)
-        self.remembered |= dict(zip(fresh, occurred, strict=False))
+        self.remembered |= dict(zip(fresh, occurred, strict=True))
         if forgotten:
             assert before + len(fresh) > self.bound
             # Which ones is said elsewhere; the page's own are among the kept, if they are young.

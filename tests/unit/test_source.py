@@ -326,7 +326,7 @@ def test_a_crash_at_any_page_loses_nothing_of_an_ascending_source(
             published += fresh
             if remembers:
                 times = [one.occurred_at for one in fresh]
-                window.remember(hashes_of(compress(hashes, is_fresh)), times, START, NOW)
+                window.remember(hashes_of(compress(hashes, is_fresh)), times, NOW)
             last_ts = watermark.rests_at
             window.forget_before(last_ts)
     ids = [one.event_id for one in published]
@@ -590,7 +590,7 @@ def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
         async for page in source.pages(checkpoint, drafts):
             published.extend(ids_of(page))
             draft = page.draft
-            window.remember(draft.hashes, draft.fresh_times, checkpoint.last_ts, clock())
+            window.remember(draft.hashes, draft.times_of_ids(clock()), clock())
             checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.last_ts))
             window.forget_before(earlier(checkpoint.last_ts, lookback))
 
