@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 VARIABLE = "VERITY_FAILPOINTS"
 
+START_POINTS = ("after_claim", "after_fence", "after_read_back", "after_ids_read")
+"""Passed once a life, before the first page."""
+
 POINTS = (
-    "after_claim",
-    "after_fence",
-    "after_read_back",
-    "after_ids_read",
+    *START_POINTS,
     "before_fetch",
     "after_fetch",
     "after_begin",

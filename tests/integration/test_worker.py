@@ -15,7 +15,7 @@ import pytest
 from verity_test_connectors import sequence
 from workers import Bench, committed, eventually
 
-from verity_stream.failpoints import POINTS
+from verity_stream.failpoints import POINTS, START_POINTS
 
 pytestmark = pytest.mark.stack
 
@@ -254,7 +254,7 @@ async def test_killed_at_every_point_of_a_page(bench: Bench, point: str) -> None
     """kill -9 exactly there; whatever it leaves, the next start makes right (I1, I2, I5)."""
     count = 120
     bench.configure(source=paged(bench, count=count, page=20, overlap=5))
-    passage = 1 if point in ("after_claim", "after_fence", "after_read_back") else 3
+    passage = 1 if point in START_POINTS else 3
     first = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_FAILPOINTS=f"{point}=kill@{passage}")
     assert first.process is not None
     assert await asyncio.to_thread(first.process.wait, 40) == -signal.SIGKILL

@@ -37,10 +37,9 @@ from verity_sweep_connectors.script import SPAN, STARTED_AT, truth_of
 from workers import Bench, Worker, committed, eventually, killing, make_bench
 
 from sweep.server import serving
-from verity_stream.failpoints import POINTS
+from verity_stream.failpoints import POINTS, START_POINTS
 from verity_stream.stack import Stack
 
-START_POINTS = ("after_claim", "after_fence", "after_read_back")
 PAGE_POINTS = tuple(point for point in POINTS if point not in START_POINTS)
 ZOMBIE_POINTS = (
     "after_fetch",
