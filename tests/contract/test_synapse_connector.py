@@ -149,7 +149,8 @@ class TestEvents:
 
     async def test_complete_through_stays_behind_by_the_lateness(self, served: Served) -> None:
         served.fake.add_events(3, at=NOW - timedelta(hours=1))
-        behind = timedelta(minutes=5, microseconds=1)
+        # Not read yet (5 minutes), and still to be asked again (10 minutes).
+        behind = timedelta(minutes=5) + timedelta(minutes=10)
         last = (await served.pages(Position(SINCE)))[-1]
         assert last.complete_through == NOW - behind - timedelta(days=2)
         last = (await served.pages(Position(SINCE), lateness="0s"))[-1]

@@ -31,6 +31,8 @@ PAUSE_SECONDS = 20.0
 CAUSES: Mapping[str, frozenset[str]] = {
     "relay.database_behind": frozenset({"restored"}),
     "relay.topic_behind": frozenset({"deleted"}),
+    # Restored between a first start's two looks, the database has another key than the log.
+    "ids.key_differs": frozenset({"restored"}),
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
     "snapshot.published": frozenset({"denied"}),
