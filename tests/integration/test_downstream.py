@@ -143,10 +143,10 @@ class Source:
         return publisher
 
     def record(self, event: RawEvent) -> Record:
-        event_id, _, _, topic, key, value, _ = self._encoder.encode(
+        id_header, _, topic, key, value, _ = self._encoder.encode(
             replace(event, platform=self.platform)
         )
-        headers = [("event_id", event_id.encode()), *self.origin.headers("raw_event/1")]
+        headers = [("event_id", id_header), *self.origin.headers("raw_event/1")]
         return Record(topic, key, value, headers)
 
     async def publish(self, *events: RawEvent) -> list[RawEvent]:

@@ -123,6 +123,11 @@ class Truth:
         """From when on all of it is visible."""
         return self._visible[-1] if self._visible else 0.0
 
+    @property
+    def slowness(self) -> float:
+        """Seconds that it waits at most while it is read once from its beginning."""
+        return len(self.items) / self.plan["page"] * max(self.plan["waits"])
+
     def visible_count(self, now: float) -> int:
         """How many things are visible."""
         return bisect_right(self._visible, now)
