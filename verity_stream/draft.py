@@ -201,10 +201,10 @@ class Draft:
         return True
 
     def times_of_ids(self, now: datetime) -> list[datetime]:
-        """The times of `hashes`, after `finish`: none of these things is older than its own.
+        """Up to when each of `hashes` may come again; call it after `finish`.
 
-        What a dead letter holds may be served again for as long as the source looks back over it,
-        and says less of when that is than the watermark does: until now has gone by, at least.
+        An event: the time it occurred. A dead letter: now at the least, for its own time may be
+        unknown or wrong, and the source may serve it for as long as it looks back over the present.
         """
         letters = [now if at is None else max(at, now) for at in self.letter_times]
         return [*self.fresh_times, *letters]
