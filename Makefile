@@ -37,7 +37,7 @@ else
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 endif
 
-check: $(STAMP)  ## Lint, formatting, types, direction of imports
+check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that every test is found
 	@echo "== ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +45,8 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports
 	$(BIN)/mypy
 	@echo "== import-linter"
 	$(BIN)/lint-imports
+	@echo "== tests are found, all in one run"
+	@said=$$($(BIN)/python -m pytest tests --collect-only --quiet) || { echo "$$said"; exit 1; }
 
 sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick|full)
 	@echo "== fault sweep ($(SWEEP))"

@@ -65,7 +65,8 @@ def as_utc(value: datetime) -> datetime:
     """The same time as aware UTC; a naive value is taken as UTC, whatever this machine's zone.
 
     Raises:
-        Malformed: The value is no `datetime`, or lies outside the years 1 to 9999 in UTC.
+        Malformed: The value is no `datetime`, lies outside the years 1 to 9999 in UTC, or its zone
+            fails.
     """
     if not isinstance(value, datetime):
         raise Malformed(f"{_shown(value)} is a {type(value).__name__}, not a datetime")
@@ -77,7 +78,7 @@ def as_utc(value: datetime) -> datetime:
         if value.utcoffset() is None:
             return value.replace(tzinfo=UTC)
         return value.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+    except Exception as error:  # The zone may be anybody's code.
         raise Malformed(f"{_shown(value)} does not exist in UTC: {error}") from error
 
 
@@ -92,5 +93,8 @@ def _offset(text: str) -> timedelta:
 
 
 def _shown(value: object) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - a datetime shows its zone, which may be anybody's code
+        shown = f"a {type(value).__name__}"
     return shown if len(shown) <= _SHOWN_CHARACTERS_MAX else shown[:_SHOWN_CHARACTERS_MAX] + "…"

@@ -205,11 +205,13 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = SECONDS) -> None:
-    """Wait until something is so."""
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], seconds: float = SECONDS, seen: object = None
+) -> None:
+    """Wait until something is so; `seen` is shown where it never is."""
     deadline = now() + seconds
     while not await condition():
-        assert now() < deadline, "it never came"
+        assert now() < deadline, f"it never came: {seen}"
         await asyncio.sleep(0)
 
 
@@ -933,7 +935,8 @@ def test_compaction_keeps_the_last_of_each_key_and_all_offsets(own_side: Side) -
         topic = await side.topic(1, **configs)
         async with (
             side.producer(secrets.token_hex(4)) as one,
-            side.producer(secrets.token_hex(4)) as slow,
+            # By default the broker aborts after a minute, which the cleaner may need.
+            side.producer(secrets.token_hex(4), transaction_timeout_ms=600_000) as slow,
         ):
             await one.begin_transaction()
             for key, value in ((b"a", b"0"), (b"b", b"1"), (b"a", b"2"), (b"c", b"3")):
@@ -951,10 +954,13 @@ def test_compaction_keeps_the_last_of_each_key_and_all_offsets(own_side: Side) -
 
             async def is_compact() -> bool:
                 await side.compact(topic)
-                found = await side.read(topic, "read_uncommitted")
-                return [offset for offset, _ in found] == [1, 2, 3, 7, 8, 10, 12]
+                seen[:] = [offset for offset, _ in await side.read(topic, "read_uncommitted")]
+                # A broker keeps an aborted record for a while where its marker came to lie in the
+                # next segment (a slow machine: segments of 100 ms). No committed reader sees it.
+                return seen in ([1, 2, 3, 7, 8, 10, 12], [1, 2, 3, 5, 7, 8, 10, 12])
 
-            await eventually(is_compact, 200)
+            seen: list[int] = []
+            await eventually(is_compact, 200, seen)
             # Not past what is open: of the same key, 8 and 10 are still there.
             await slow.abort_transaction()
             await asyncio.sleep(0.3)
@@ -962,10 +968,10 @@ def test_compaction_keeps_the_last_of_each_key_and_all_offsets(own_side: Side) -
 
             async def is_all() -> bool:
                 await side.compact(topic)
-                found = await side.read(topic)
-                return [offset for offset, _ in found] in ([1, 2, 3, 15], [1, 2, 3, 12, 15])
+                seen[:] = [offset for offset, _ in await side.read(topic)]
+                return seen in ([1, 2, 3, 15], [1, 2, 3, 12, 15])
 
-            await eventually(is_all, 200)
+            await eventually(is_all, 200, seen)
             assert await committed(one, topic, b"17") == 17
             start, stable, end = await side.ends(topic)
             assert (start, stable, end) == (0, 19, 19)

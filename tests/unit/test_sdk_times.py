@@ -126,6 +126,16 @@ class NoOffset(tzinfo):
         return None
 
 
+class FailingZone(tzinfo):
+    """A zone whose code fails, shown or asked."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("it can't be shown")
+
+    def utcoffset(self, at: datetime | None) -> timedelta:
+        raise RuntimeError("it has no idea")
+
+
 @pytest.mark.parametrize("zone", [None, NoOffset()])
 def test_a_naive_time_is_taken_as_utc_whatever_the_machines_zone(
     zone: tzinfo | None, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +164,7 @@ def test_an_aware_time_is_converted() -> None:
         date(2026, 1, 31),
         datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))),
         datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+        datetime(2026, 1, 31, tzinfo=FailingZone()),
     ],
 )
 def test_what_is_no_time_in_utc_is_malformed(value: object) -> None:
