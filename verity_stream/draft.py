@@ -13,7 +13,7 @@ from typing import Any
 
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
-from verity_stream.ids import IdHasher, hashes_of
+from verity_stream.ids import IdHasher
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     DeadLetter,
@@ -93,7 +93,7 @@ class Draft:
         self.times: list[datetime] = []
         self.fresh_times: list[datetime] = []
         self.letter_times: list[datetime | None] = []
-        self.hashes = hashes_of()
+        self.hashes: list[int] = []
         self.gaps: list[Gap] = []
         self.size_bytes = 0
         self.is_empty, self.is_full = True, False

@@ -16,7 +16,8 @@ FINGERPRINT_BYTES = 4
 SHARDS = 64
 """So many tables of their own: one that grows is a small one, and takes no long turn."""
 
-SHARD_PLACES_MIN = 4
+SHARD_PLACES_MIN = 5
+"""Odd, as every size of a shard: its number says nothing of a place in it."""
 
 
 class IdHasher:
@@ -38,11 +39,11 @@ class IdHasher:
 
     def hash(self, topic: str, identity: bytes) -> int:
         """64 bits, never 0. The same id in another topic is another id."""
-        base = self._bases.get(topic)
-        if base is None:
+        try:
+            digest = self._bases[topic].copy()
+        except KeyError:
             base = hashlib.blake2b(topic.encode() + b"\0", key=self._key, digest_size=8)
-            self._bases[topic] = base
-        digest = base.copy()
+            digest = self._bases.setdefault(topic, base).copy()
         digest.update(identity)
         return int.from_bytes(digest.digest(), "little") or 1
 
@@ -68,7 +69,7 @@ class IdTable:
     def __contains__(self, hashed: int) -> bool:
         shard = self._shards[hashed % SHARDS]
         size = len(shard)
-        place = (hashed // SHARDS) % size
+        place = hashed % size
         while found := shard[place]:
             if found == hashed:
                 return True
@@ -82,7 +83,7 @@ class IdTable:
         number = hashed % SHARDS
         shard = self._shards[number]
         size = len(shard)
-        place = (hashed // SHARDS) % size
+        place = hashed % size
         while found := shard[place]:
             if found == hashed:
                 return False
@@ -92,7 +93,7 @@ class IdTable:
         shard[place] = hashed
         count = self._counts[number] = self._counts[number] + 1
         if 4 * count > 3 * size:
-            self._resize(number, size * 3 // 2)
+            self._resize(number, size * 3 // 2 | 1)
         return True
 
     def discard(self, hashed: int) -> None:
@@ -100,7 +101,7 @@ class IdTable:
         number = hashed % SHARDS
         shard = self._shards[number]
         size = len(shard)
-        hole = (hashed // SHARDS) % size
+        hole = hashed % size
         while (found := shard[hole]) != hashed:
             if not found:
                 return
@@ -108,18 +109,18 @@ class IdTable:
         # Whatever follows and could stand at the hole moves there: a probe ends at a 0.
         place = hole
         while found := shard[place := (place + 1) % size]:
-            home = (found // SHARDS) % size
+            home = found % size
             if (place - home) % size >= (place - hole) % size:
                 shard[hole] = found
                 hole = place
         shard[hole] = 0
         count = self._counts[number] = self._counts[number] - 1
         if size > SHARD_PLACES_MIN and 4 * count < size:
-            self._resize(number, max(SHARD_PLACES_MIN, size // 2))
+            self._resize(number, max(SHARD_PLACES_MIN, size // 2 | 1))
 
     def reserve(self, count: int) -> None:
         """Make room for so many more at once, rather than by growing again and again."""
-        wanted = (len(self) + count) // SHARDS * 8 // 5
+        wanted = (len(self) + count) // SHARDS * 8 // 5 | 1
         for number, shard in enumerate(self._shards):
             if wanted > len(shard):
                 self._resize(number, wanted)
@@ -128,7 +129,7 @@ class IdTable:
         resized = _zeros(size)
         for hashed in self._shards[number]:
             if hashed:
-                place = (hashed // SHARDS) % size
+                place = hashed % size
                 while resized[place]:
                     place += 1
                     if place == size:

@@ -39,7 +39,6 @@ from verity_stream.checkpoints import (
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.id_log import IdLog, Slots, slot_records
-from verity_stream.ids import hashes_of
 from verity_stream.placement import partition_for
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
@@ -316,7 +315,7 @@ class Relay:
         """
         window, hash_of, now = self._window, self._ids.hasher.hash, self._clock()
         recovered = 0
-        hashes, times = hashes_of(), list[datetime]()
+        hashes, times = list[int](), list[datetime]()
 
         def remember() -> None:
             self._report_forgotten(window.remember(hashes, times, now))
@@ -331,7 +330,7 @@ class Relay:
                     times.append(now if at is None else at)
             if len(hashes) >= RECOVERED_TOGETHER:
                 remember()
-                hashes, times = hashes_of(), []
+                hashes, times = [], []
         remember()
         return recovered
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -69,12 +69,19 @@ class SeenWindow:
         ids_max: At the bound the oldest slot is forgotten early, which the caller must report:
             from then on a repeat can pass.
         slot_ids_max: The most that a record of the log holds.
+
+    Attributes:
+        claim: Whether an id was not known; it is from now on: the next page may be filled before
+            this one is out. The caller publishes and remembers what it claimed, or throws the
+            window away.
     """
 
     def __init__(self, ids_max: int, slot_ids_max: int = SLOT_IDS_MAX) -> None:
         self._ids_max = ids_max
         self._slot_ids_max = slot_ids_max
         self._table = IdTable()
+        # No method of our own, which would be one more call for every event.
+        self.claim: Callable[[int], bool] = self._table.add
         self._slots: dict[int, Slot] = {}
         # The numbers in order. A dict from whose front much is removed takes long to find its
         # first entry; here what is gone leaves once it stands in front.
@@ -93,15 +100,7 @@ class SeenWindow:
     def __contains__(self, hashed: int) -> bool:
         return hashed in self._table
 
-    def claim(self, hashed: int) -> bool:
-        """Whether an id was not known; it is from now on: the next page may be filled before
-        this one is out.
-
-        The caller publishes and remembers what it claimed, or throws the window away.
-        """
-        return self._table.add(hashed)
-
-    def remember(self, hashes: array[int], times: Sequence[datetime], now: datetime) -> int:
+    def remember(self, hashes: Sequence[int], times: Sequence[datetime], now: datetime) -> int:
         """Take in the ids of a page that is about to be published, as they were claimed.
 
         Args:
@@ -118,7 +117,7 @@ class SeenWindow:
             taken |= self._take(group, newest_at, ahead)
         return self._shrink(taken)
 
-    def _take(self, hashes: array[int], newest_at: datetime, ahead: int) -> set[int]:
+    def _take(self, hashes: Sequence[int], newest_at: datetime, ahead: int) -> set[int]:
         """Put ids into the slot that is shared, or into new ones; returns their numbers."""
         taken: set[int] = set()
         shared = self._slots.get(self._shared.get(ahead, 0))
@@ -136,7 +135,7 @@ class SeenWindow:
         for start in range(begin, len(hashes), self._slot_ids_max):
             self._shared[ahead] = self._next
             taken.add(self._next)
-            part = hashes[start : start + self._slot_ids_max]
+            part = hashes_of(hashes[start : start + self._slot_ids_max])
             self._append(Slot(self._next, part, newest_at, newest_at))
         self._unwritten |= taken
         return taken
@@ -252,8 +251,8 @@ class SeenWindow:
 
 
 def _by_lead(
-    hashes: array[int], times: Sequence[datetime], now: datetime
-) -> Iterator[tuple[int, datetime, array[int]]]:
+    hashes: Sequence[int], times: Sequence[datetime], now: datetime
+) -> Iterator[tuple[int, datetime, Sequence[int]]]:
     """A page's ids by how far their events are dated ahead, nearly always all of them together.
 
     Twice as far is another group: what is a year ahead holds back nothing of tomorrow.
@@ -271,4 +270,4 @@ def _by_lead(
         occurred.append(at)
         group.append(hashed)
     for ahead, (occurred, group) in sorted(groups.items()):
-        yield ahead, max(occurred), hashes_of(group)
+        yield ahead, max(occurred), group
