@@ -136,8 +136,7 @@ async def seen_window(_: Bench, __: Workload) -> list[Figure]:
 def _remember(window: SeenWindow, number: int, size: int) -> None:
     hashes = hashes_of(HASHER.hash("t", b"%d:%d" % (number, place)) for place in range(size))
     at = FIRST_AT + number * timedelta(milliseconds=size)
-    for one in hashes:
-        window.claim(one)
+    window.claim(hashes)
     window.remember(hashes, [at] * size, at)
     window.forget_before(FIRST_AT)
     window.changes()

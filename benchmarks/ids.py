@@ -123,8 +123,7 @@ def memory(count: int, page: int) -> None:
     highest = 0.0
     for start in range(0, count, page):
         ids = hashes(page)
-        for one in ids:
-            window.claim(one)
+        window.claim(ids)
         at = AT + timedelta(seconds=start)
         window.remember(ids, [at] * page, at)
         window.changes()

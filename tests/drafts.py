@@ -71,6 +71,7 @@ def new_draft(connector_id: str = "acme-1") -> NewDraft:
 def ids_of(draft: Draft) -> list[str]:
     """The ids of a draft's records; those that the window is to remember are the same."""
     assert isinstance(draft.page, ListPage)
+    draft.take()
     ids = [
         (record.topic, value)
         for record in draft.page.records

@@ -1,7 +1,8 @@
 """A page while it is filled: every event is looked at once, on its way into Kafka's batches.
 
-Checked, encoded, recognised as a repeat or not, and appended, an event needs no other look: its
-memory is still in the processor's cache, and the connector may go on using the object.
+It is checked and encoded at once, for the connector may go on using the object; recognised as a
+repeat or not, and appended, together with a few others, while all of them are still in the
+processor's cache.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
+from itertools import compress, count, repeat
 from typing import Any
 
 from verity_sdk.errors import Malformed
@@ -17,6 +19,7 @@ from verity_stream.ids import IdHasher
 from verity_stream.publisher import Publisher
 from verity_stream.records import (
     DeadLetter,
+    EncodedEvent,
     EventEncoder,
     Headers,
     Origin,
@@ -60,7 +63,14 @@ class Outlet:
         self.origin = origin
         self.record_bytes_max = record_bytes_max
         self.open_topics: set[str] = set()
+        self._filled: Draft | None = None
         self._ensure_topics = ensure_topics
+
+    def turn_to(self, draft: Draft) -> None:
+        """From now on this draft is filled; the one before claims all that is in it first."""
+        if self._filled is not None:
+            self._filled.take()
+        self._filled = draft
 
     async def open_topic(self, topic: str) -> None:
         """From now on records can be added to the topic."""
@@ -99,13 +109,15 @@ class Draft:
         self.is_empty, self.is_full = True, False
         self._outlet = outlet
         self._encode = outlet.encoder.encode
-        self._hash = outlet.hasher.hash
+        self._hashes = outlet.hasher.hashes
         self._claim = outlet.window.claim
         self._open_topics = outlet.open_topics
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._count = 0
         self._turn_at = TURN
+        self._encoded: list[EncodedEvent] = []
+        self._originals: dict[int, DeadLetter] = {}
         self._letters: list[DeadLetter] = []
         # base64 and the frame around it must fit too.
         self._part_bytes = outlet.record_bytes_max // 2
@@ -123,29 +135,48 @@ class Draft:
     def add(self, event: Any, /) -> Awaitable[None] | None:
         """Add what a connector yielded as an event; what is returned has to be awaited."""
         try:
-            id_header, occurred_at, topic, key, value, altered = self._encode(event)
+            encoded = self._encode(event)
         except Malformed as error:
             self._bury(dead_event(self.origin, event, str(error), self._part_bytes))
             return None
+        _, occurred_at, topic, _, value, altered = encoded
         if topic not in self._open_topics:
             return self._add_to_new_topic(topic, event)
         self._grow(len(value))
         self.times.append(occurred_at)
-        hashed = self._hash(topic, id_header)
-        if self._claim(hashed):
-            headers = [("event_id", id_header), *self._headers]
-            if altered is not None:
-                headers.append(("altered", altered))
-                letter = original(self.origin, event, altered, self._part_bytes)
-                self._letters.append(letter)
-                self.size_bytes += letter.size_bytes
-            self.page.add(topic, key, value, headers)
-            self.hashes.append(hashed)
-            self.fresh_times.append(occurred_at)
+        if altered is not None:
+            letter = original(self.origin, event, altered, self._part_bytes)
+            self.size_bytes += letter.size_bytes
+            self._originals[len(self._encoded)] = letter
+        self._encoded.append(encoded)
         if self._count < self._turn_at:
             return None
         self._turn_at += TURN
+        self.take()
         return asyncio.sleep(0)
+
+    def take(self) -> None:
+        """Put what was encoded, but for the repeats, into the page: some events, step by step.
+
+        Each step's code stays in the processor's cache meanwhile. Event by event, the hash and the
+        table of ids would drive out the rest and take half as long again.
+        """
+        if not self._encoded:
+            return
+        ids, times, topics, keys, values, altered = zip(*self._encoded, strict=True)
+        originals, self._encoded, self._originals = self._originals, [], {}
+        hashes = self._hashes(topics, ids)
+        are_new = self._claim(hashes)
+        self.hashes += compress(hashes, are_new)
+        self.fresh_times += compress(times, are_new)
+        add, shared = self.page.add, self._headers
+        rows = zip(count(), ids, topics, keys, values, altered)
+        for place, id_header, topic, key, value, pointers in compress(rows, are_new):
+            headers = [("event_id", id_header), *shared]
+            if pointers is not None:
+                headers.append(("altered", pointers))
+                self._letters.append(originals[place])
+            add(topic, key, value, headers)
 
     async def _add_to_new_topic(self, topic: str, event: Any) -> None:
         await self._outlet.open_topic(topic)
@@ -165,6 +196,7 @@ class Draft:
     def _grow(self, size_bytes: int) -> None:
         if self.is_empty:
             self.is_empty = False
+            self._outlet.turn_to(self)
             self.origin  # noqa: B018 - the time is taken now
         self._count += 1
         self.size_bytes += size_bytes
@@ -173,6 +205,7 @@ class Draft:
 
     async def finish(self) -> PageSummary:
         """Add the dead letters and the gaps; nothing may be added after that."""
+        self.take()
         outlet = self._outlet
         event_count = len(self.hashes)
         letters = [letter for letter in self._letters if self._is_fresh(letter)]
@@ -192,10 +225,10 @@ class Draft:
     def _is_fresh(self, letter: DeadLetter) -> bool:
         """Whether none of a dead letter's ids was in this topic before; they are from now on."""
         topic = letter.records[0].topic
-        hashes = [self._hash(topic, one.encode()) for one in letter.ids]
+        hashes = self._hashes(repeat(topic), (one.encode() for one in letter.ids))
         if any(hashed in self._outlet.window for hashed in hashes):
             return False
-        claimed = list(filter(self._claim, hashes))
+        claimed = list(compress(hashes, self._claim(hashes)))
         self.hashes.extend(claimed)
         self.letter_times += [letter.occurred_at] * len(claimed)
         return True

@@ -39,13 +39,20 @@ class IdHasher:
 
     def hash(self, topic: str, identity: bytes) -> int:
         """64 bits, never 0. The same id in another topic is another id."""
-        try:
-            digest = self._bases[topic].copy()
-        except KeyError:
-            base = hashlib.blake2b(topic.encode() + b"\0", key=self._key, digest_size=8)
-            digest = self._bases.setdefault(topic, base).copy()
-        digest.update(identity)
-        return int.from_bytes(digest.digest(), "little") or 1
+        return self.hashes([topic], [identity])[0]
+
+    def hashes(self, topics: Iterable[str], identities: Iterable[bytes]) -> list[int]:
+        """The hashes of ids, each in its topic, in order."""
+        bases, hashes = self._bases, []
+        for topic, identity in zip(topics, identities, strict=False):
+            try:
+                digest = bases[topic].copy()
+            except KeyError:
+                base = hashlib.blake2b(topic.encode() + b"\0", key=self._key, digest_size=8)
+                digest = bases.setdefault(topic, base).copy()
+            digest.update(identity)
+            hashes.append(int.from_bytes(digest.digest(), "little") or 1)
+        return hashes
 
 
 class IdTable:
@@ -68,33 +75,33 @@ class IdTable:
 
     def __contains__(self, hashed: int) -> bool:
         shard = self._shards[hashed % SHARDS]
-        size = len(shard)
-        place = hashed % size
+        place = hashed % len(shard)
         while found := shard[place]:
             if found == hashed:
                 return True
-            place += 1
-            if place == size:
-                place = 0
+            place -= 1  # Before the first stands the last.
         return False
 
-    def add(self, hashed: int) -> bool:
-        """Whether it was not there; it is from now on."""
-        number = hashed % SHARDS
-        shard = self._shards[number]
-        size = len(shard)
-        place = hashed % size
-        while found := shard[place]:
-            if found == hashed:
-                return False
-            place += 1
-            if place == size:
-                place = 0
-        shard[place] = hashed
-        count = self._counts[number] = self._counts[number] + 1
-        if 4 * count > 3 * size:
-            self._resize(number, size * 3 // 2 | 1)
-        return True
+    def add(self, hashes: Iterable[int]) -> list[bool]:
+        """Which of them were not there, in order; all are from now on."""
+        shards, counts = self._shards, self._counts
+        are_new: list[bool] = []
+        for hashed in hashes:
+            number = hashed % SHARDS
+            shard = shards[number]
+            place = hashed % len(shard)
+            while found := shard[place]:
+                if found == hashed:
+                    are_new.append(False)
+                    break
+                place -= 1
+            else:
+                shard[place] = hashed
+                are_new.append(True)
+                count = counts[number] = counts[number] + 1
+                if 4 * count > 3 * len(shard):
+                    self._resize(number, len(shard) * 3 // 2 | 1)
+        return are_new
 
     def discard(self, hashed: int) -> None:
         """Remove it, if it is there."""
@@ -105,12 +112,11 @@ class IdTable:
         while (found := shard[hole]) != hashed:
             if not found:
                 return
-            hole = (hole + 1) % size
+            hole = (hole - 1) % size
         # Whatever follows and could stand at the hole moves there: a probe ends at a 0.
         place = hole
-        while found := shard[place := (place + 1) % size]:
-            home = found % size
-            if (place - home) % size >= (place - hole) % size:
+        while found := shard[place := (place - 1) % size]:
+            if (found - place) % size >= (hole - place) % size:
                 shard[hole] = found
                 hole = place
         shard[hole] = 0
@@ -131,9 +137,7 @@ class IdTable:
             if hashed:
                 place = hashed % size
                 while resized[place]:
-                    place += 1
-                    if place == size:
-                        place = 0
+                    place -= 1
                 resized[place] = hashed
         self._shards[number] = resized
 

@@ -18,6 +18,7 @@ the records may be visible.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
@@ -164,7 +165,7 @@ class Batches:
         self._producer = producer
         self._partitions = partitions
         self._all: list[tuple[str, int, BatchBuilder]] = []
-        self._filling: dict[tuple[str, int], BatchBuilder] = {}
+        self._filling = defaultdict[str, dict[int, BatchBuilder]](dict)
 
     @property
     def record_count(self) -> int:
@@ -180,15 +181,19 @@ class Batches:
         partition: int | None = None,
     ) -> None:
         """Add a record to its partition's batch."""
-        place = topic, self._partitions[topic][key] if partition is None else partition
-        batch = self._filling.get(place) or self._begin(*place)
+        if partition is None:
+            partition = self._partitions[topic][key]
+        try:
+            batch = self._filling[topic][partition]
+        except KeyError:
+            batch = self._begin(topic, partition)
         if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
             # It is full; a new one takes its first record whatever its size.
-            batch = self._begin(*place)
+            batch = self._begin(topic, partition)
             batch.append(timestamp=None, key=key, value=value, headers=headers)
 
     def _begin(self, topic: str, partition: int) -> BatchBuilder:
-        batch = self._filling[topic, partition] = self._producer.create_batch()
+        batch = self._filling[topic][partition] = self._producer.create_batch()
         self._all.append((topic, partition, batch))
         return batch
 

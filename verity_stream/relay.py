@@ -322,9 +322,9 @@ class Relay:
             window.forget_before(begin)
 
         async for found in self._reader.published_ids(self._spec.connector_id, start):
-            for topic, identity, at in found:
-                hashed = hash_of(topic, identity)
-                if window.claim(hashed):
+            asked = [hash_of(topic, identity) for topic, identity, _ in found]
+            for (_, _, at), hashed, is_new in zip(found, asked, window.claim(asked), strict=True):
+                if is_new:
                     recovered += 1
                     hashes.append(hashed)
                     times.append(now if at is None else at)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -69,19 +69,12 @@ class SeenWindow:
         ids_max: At the bound the oldest slot is forgotten early, which the caller must report:
             from then on a repeat can pass.
         slot_ids_max: The most that a record of the log holds.
-
-    Attributes:
-        claim: Whether an id was not known; it is from now on: the next page may be filled before
-            this one is out. The caller publishes and remembers what it claimed, or throws the
-            window away.
     """
 
     def __init__(self, ids_max: int, slot_ids_max: int = SLOT_IDS_MAX) -> None:
         self._ids_max = ids_max
         self._slot_ids_max = slot_ids_max
         self._table = IdTable()
-        # No method of our own, which would be one more call for every event.
-        self.claim: Callable[[int], bool] = self._table.add
         self._slots: dict[int, Slot] = {}
         # The numbers in order. A dict from whose front much is removed takes long to find its
         # first entry; here what is gone leaves once it stands in front.
@@ -99,6 +92,14 @@ class SeenWindow:
 
     def __contains__(self, hashed: int) -> bool:
         return hashed in self._table
+
+    def claim(self, hashes: Iterable[int]) -> list[bool]:
+        """Which ids were not known, in order; all are from now on: the next page may be filled
+        before this one is out.
+
+        The caller publishes and remembers what it claimed, or throws the window away.
+        """
+        return self._table.add(hashes)
 
     def remember(self, hashes: Sequence[int], times: Sequence[datetime], now: datetime) -> int:
         """Take in the ids of a page that is about to be published, as they were claimed.
@@ -186,9 +187,7 @@ class SeenWindow:
 
     def restore(self, number: int, newest_at: datetime, hashes: array[int]) -> None:
         """Take in a slot as it stands in the log; in order of their numbers."""
-        add = self._table.add
-        for hashed in hashes:
-            add(hashed)
+        self._table.add(hashes)
         after = self._next
         self._append(Slot(number, hashes, newest_at, newest_at, is_in_log=True))
         self._next = max(after, self._next)

@@ -384,9 +384,9 @@ class _Forgetful:
     def __contains__(self, _: Any) -> bool:
         return False
 
-    def claim(self, *_: Any) -> bool:
+    def claim(self, hashes: Any) -> list[bool]:
         """Everything is new."""
-        return True
+        return [True for _ in hashes]
 
 
 @plant(13, "repeated letters")
@@ -395,7 +395,7 @@ def letters_unclaimed(ground: Ground) -> None:
 
     def make(before: Any) -> Any:
         async def finish(self: Any) -> Any:
-            self._outlet, self._claim = _Forgetful(self._outlet), lambda _: True
+            self._outlet, self._claim = _Forgetful(self._outlet), lambda of: [True for _ in of]
             return await before(self)
 
         return finish
@@ -1074,3 +1074,16 @@ def clamped_when_out(ground: Ground) -> None:
 def edit_not_lifted(ground: Ground) -> None:
     """An edit of a restored database has a version that the topic passed long ago."""
     ground.put_function(checkpoints.lifted, lambda _: lambda stored, *_args: stored)
+
+
+@plant(60, "lost with a crash between two pages")
+def claims_late(ground: Ground) -> None:
+    """A page that is out of the adapter claims its last events after the next one has begun."""
+
+    def make(_: Any) -> Any:
+        def turn_to(self: Any, draft: Any) -> None:
+            self._filled = draft
+
+        return turn_to
+
+    ground.put(draft.Outlet, "turn_to", make)

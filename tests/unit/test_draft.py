@@ -15,7 +15,7 @@ from drafts import HASHER, ListPage, ids_of, outlet
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Denied
 from verity_sdk.pages import Gap, RejectedRecord
-from verity_stream.draft import Draft
+from verity_stream.draft import TURN, Draft
 from verity_stream.records import GAPS_TOPIC, Origin, PageSummary, Record, dead_topic, raw_topic
 from verity_stream.seen import SeenWindow
 
@@ -38,6 +38,7 @@ async def filled(draft: Draft, *things: Any) -> Draft:
 
 
 def records_of(draft: Draft) -> list[Record]:
+    draft.take()
     assert isinstance(draft.page, ListPage)
     return draft.page.records
 
@@ -77,9 +78,20 @@ async def test_repeats_are_dropped_and_counted_and_their_times_kept() -> None:
     assert (len(first.times), len(first.fresh_times)) == (3, 2)
 
 
+async def test_a_page_claims_its_ids_before_the_next_one_does() -> None:
+    """Else the first page, already handed over, would leave its event to the second."""
+    there = outlet()
+    first = await filled(Draft(there, 9, 10**6), event("a"))
+    second = await filled(Draft(there, 100, 10**6), event("a"), *map(event, range(TURN)))
+    await second.finish()
+    await first.finish()
+    assert "a" in ids_of(first)
+    assert "a" not in ids_of(second)
+
+
 async def test_an_id_that_is_a_number_is_the_text_that_reads_back() -> None:
     window = SeenWindow(100)
-    window.claim(HASHER.hash(raw_topic("acme"), b"17"))
+    window.claim([HASHER.hash(raw_topic("acme"), b"17")])
     draft = await filled(Draft(outlet(window=window), 9, 10**6), event(17), event(18), event("18"))
     assert ids_of(draft) == ["18"]
 
@@ -237,7 +249,7 @@ async def test_an_event_whose_topic_cant_be_made_is_not_claimed() -> None:
     there._ensure_topics = ensure
     with pytest.raises(Denied):
         await filled(Draft(there, 9, 10**6), event(1))
-    assert there.window.claim(HASHER.hash(raw_topic("acme"), b"1"))
+    assert there.window.claim([HASHER.hash(raw_topic("acme"), b"1")]) == [True]
 
 
 def test_an_empty_draft_has_an_origin_too() -> None:

@@ -41,7 +41,7 @@ def test_it_costs_less_than_16_bytes_an_id_while_it_grows_and_gives_them_back() 
     ids = [drawn.getrandbits(64) or 1 for _ in range(200_000)]
     table = IdTable()
     for count, one in enumerate(ids, 1):
-        table.add(one)
+        table.add([one])
         if count > 20_000 and count % 5000 == 0:
             # Its shards grow about at the same time, each by half.
             assert 10 < table.size_bytes / count < 17, count
@@ -58,7 +58,7 @@ def test_room_that_was_made_is_enough_and_not_too_much() -> None:
     table.reserve(100_000)
     before = table.size_bytes
     for _ in range(100_000):
-        table.add(drawn.getrandbits(64) or 1)
+        table.add([drawn.getrandbits(64) or 1])
     assert table.size_bytes == before < 16 * 100_000
 
 
@@ -74,10 +74,11 @@ class TableMachine(RuleBasedStateMachine):
         self.table = IdTable()
         self.model: set[int] = set()
 
-    @rule(hashed=hashes)
-    def add(self, hashed: int) -> None:
-        assert self.table.add(hashed) is (hashed not in self.model)
-        self.model.add(hashed)
+    @rule(these=st.lists(hashes, max_size=9))
+    def add(self, these: list[int]) -> None:
+        for hashed, is_new in zip(these, self.table.add(these), strict=True):
+            assert is_new is (hashed not in self.model)
+            self.model.add(hashed)
 
     @rule(hashed=hashes)
     def discard(self, hashed: int) -> None:

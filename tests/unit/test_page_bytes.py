@@ -70,6 +70,7 @@ async def pages_of(connector: BaseConnector) -> list[RelayPage]:
 
 def sizes_of(page: RelayPage) -> list[int]:
     """Of its events, as JSON."""
+    page.draft.take()
     assert isinstance(page.draft.page, ListPage)
     return [len(record.value) for record in page.draft.page.records]
 
@@ -98,7 +99,7 @@ def test_small_pages_are_coalesced_up_to_the_bytes(given_pages: list[tuple[int, 
         for number, (count, payload) in enumerate(given_pages)
     ]
     pages = asyncio.run(pages_of(Paged(*cursors)))
-    assert sum(len(page.draft.hashes) for page in pages) == sum(count for count, _ in given_pages)
+    assert sum(len(page.draft.times) for page in pages) == sum(count for count, _ in given_pages)
     largest = max((count * (payload + 200) for count, payload in given_pages), default=0)
     for page in pages:
         assert sum(sizes_of(page)) < PAGE_BYTES + largest
@@ -116,7 +117,7 @@ def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:
     whole = Page([event(number, 30_000) for number in range(10)], {"next": 10})
     with structlog.testing.capture_logs() as said:
         (page,) = asyncio.run(pages_of(Paged(whole)))
-    assert len(page.draft.hashes) == 10
+    assert len(page.draft.times) == 10
     assert [one["event"] for one in said] == ["source.page_too_large"]
     assert said[0]["size_bytes"] > 300_000
 

@@ -321,7 +321,7 @@ def test_a_crash_at_any_page_loses_nothing_of_an_ascending_source(
             if number == len(cut) - 1:
                 watermark.finish()
             hashes = [HASHER.hash("t", str(one.event_id).encode()) for one in chunk]
-            is_fresh = [window.claim(hashed) for hashed in hashes]
+            is_fresh = window.claim(hashes)
             fresh = list(compress(chunk, is_fresh))
             published += fresh
             if remembers:
