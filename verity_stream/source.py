@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +20,7 @@ from verity_sdk.chunks import Limits, Watermark, closing, filled, not_after
 from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent, asked_since
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.times import as_utc
+from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.draft import Draft
 from verity_stream.records import Checkpoint
 
@@ -43,6 +43,7 @@ class RelayPage:
     Attributes:
         draft: The events, and what else the page carries.
         last_ts: The watermark once this page is out.
+        cursor: In the form in which it is stored.
     """
 
     draft: Draft
@@ -143,7 +144,7 @@ class _Pages:
         self.largest_bytes = max(self.largest_bytes, self.draft.size_bytes - size_before)
         self.draft.gaps += page.gaps
         # A copy: read ahead, a connector may go on using what it yielded.
-        self.cursor = deepcopy(page.cursor)
+        self.cursor = stored_cursor(page.cursor)
         if page.complete_through:
             # The last one's, as its cursor: it may have gone back, to what is to be asked again.
             self.complete_through = as_utc(page.complete_through)
@@ -170,7 +171,7 @@ class PagedSource:
 
     async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass over `fetch_pages(position)`."""
-        position = Position(since=checkpoint.last_ts, cursor=checkpoint.cursor)
+        position = Position(since=checkpoint.last_ts, cursor=given_cursor(checkpoint.cursor))
         began_at = self._clock()  # As with a plain source, what is dated later moves nothing.
         last_ts, complete_through = checkpoint.last_ts, checkpoint.complete_through
         stream = _called(self._connector.fetch_pages, position)

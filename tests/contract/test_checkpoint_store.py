@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 from contract.streams import AT, new_name
 from faults.memory import MemoryCheckpoints, Script
+from hypothesis import example, given, settings
+from unit.test_cursors import CURSORS
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Unavailable
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints
+from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.database import create_pool, migrate
 from verity_stream.operation import OperationStore
 from verity_stream.records import Checkpoint, Seen, SeenInTopics
@@ -104,6 +108,40 @@ async def test_persist_writes_every_field(store: Any) -> None:
     wanted = after(await store.claim(connector))
     assert await store.persist(wanted, expected_version=0) is Persisted.DONE
     assert await store.load(connector) == wanted
+
+
+async def test_postgres_gives_back_any_cursor_exactly(pool: Any) -> None:
+    """It refuses NUL, surrogates and infinity, and turns large floats into integers."""
+    store, connector = PostgresCheckpoints(pool), new_name()
+    page = await store.claim(connector)
+    cursors: list[Any] = []
+
+    @settings(max_examples=100, deadline=None)
+    @given(CURSORS)
+    @example({"a": "\0"})
+    @example({"a": "x\ud800"})
+    @example({"a": [1e15, 1e16, 1e23, -0.0, 5e-324]})
+    @example({"a": [2**63, 2**64, math.inf]})
+    def collect(cursor: Any) -> None:
+        cursors.append(cursor)
+
+    collect()
+    for cursor in cursors:
+        page = after(page, cursor=stored_cursor(cursor))
+        assert await store.persist(page, expected_version=page.version - 1) is Persisted.DONE
+        loaded = await store.load(connector)
+        assert loaded is not None
+        assert loaded.cursor == page.cursor
+        assert same(given_cursor(loaded.cursor), cursor)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, types and the sign of zero included, in any order of keys: jsonb keeps none."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return set(one) == set(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return repr(one) == repr(other)
 
 
 async def test_a_moved_version_is_an_edit_and_nothing_is_written(store: Any) -> None:

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import orjson
@@ -157,3 +157,59 @@ async def test_a_hundred_events_with_each_fault_once(
     }
     assert originals == altered
     assert len(letters) == len(ALTERED) + len(HIDDEN)
+
+
+CURSORS: Sequence[dict[str, Any]] = (
+    {"next": "a\ud800da"},
+    {"next": "\0"},
+    {"\udfff": {"\0": ["\\u0000", "\\", '"', "é\U0001f600"]}},
+    {"x": [2**64, math.inf, -math.inf], "in": nested(250)},
+    {"next": "ordinary", "n": 2**53, "f": [1.5, None, True]},
+)
+
+
+class Pointing(PagedConnector):
+    """Its cursor is what its source says, whatever that is; it moves once in a life."""
+
+    given: ClassVar[list[Any]] = []
+    has_moved = False
+
+    async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
+        if self.has_moved:
+            return
+        self.has_moved = True
+        self.given.append(position.cursor)
+        number = 0 if position.cursor is None else position.cursor["number"] + 1
+        if number < len(CURSORS):
+            yield Page((), {"number": number, "of": CURSORS[number]})
+
+    async def snapshot_permissions(self) -> AsyncIterator[Any]:
+        for grant in ():
+            yield grant
+
+
+async def test_a_cursor_comes_back_as_it_was_given_whatever_is_in_it(
+    bootstrap_servers: str, database: str
+) -> None:
+    """Postgres refuses NUL and halves of surrogate pairs, JSON has no NaN: no reason to stop."""
+    platform = new_name()
+    connector = type("Declared", (Pointing,), {"PLATFORM": platform, "given": []})
+    spec = ConnectorSpec(
+        new_name(), connector, platform, {}, ConnectorOptions(type="given", poll_every=0.1)
+    )
+    settings = stream_settings(bootstrap_servers, database={"dsn": database})
+    for _ in range(len(CURSORS) + 1):  # Each life knows only what the one before stored.
+        runner = ConnectorRunner(settings, [spec])
+        await runner.start()
+        try:
+            await runner.assign(frozenset(range(settings.checkpoint_partitions)))
+            (status,) = runner.statuses.values()
+            async with asyncio.timeout(60):
+                while status.pass_count < 1:
+                    await runner.reconcile()
+                    assert status.state not in (State.BLOCKED, State.BACKING_OFF), status.last_error
+                    await asyncio.sleep(0.05)
+        finally:
+            await runner.stop()
+    wanted = [None, *({"number": number, "of": one} for number, one in enumerate(CURSORS))]
+    assert connector.given == wanted

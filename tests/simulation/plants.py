@@ -298,7 +298,7 @@ def looks_not_back(ground: Ground) -> None:
 @plant(9, "lost")
 def cursor_shared(ground: Ground) -> None:
     """A page's cursor is the connector's own object, which it goes on changing."""
-    ground.put(source, "deepcopy", lambda _: lambda cursor: cursor)
+    ground.put(source, "stored_cursor", lambda _: lambda cursor: cursor)
 
 
 class _Halved:
