@@ -63,6 +63,7 @@ _REQUEST_ID_HEADERS = (
     "x-ms-correlation-request-id",
     "client-request-id",
 )
+_SURROGATES = "surrogatepass"
 _ORIGIN = re.compile(r"(https?)://([^/?#\\\s]+)", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 
@@ -398,7 +399,7 @@ class HttpClient:
             call.content = dumps(json)
             call.headers.setdefault("content-type", "application/json")
         elif form is not None:
-            call.content = urlencode(form).encode()
+            call.content = urlencode(form, errors=_SURROGATES).encode()
             call.headers.setdefault("content-type", "application/x-www-form-urlencoded")
         for name, value in call.headers.items():
             if not _is_header_value(value):
@@ -608,7 +609,17 @@ def with_params(url: str, params: Mapping[str, str] | None) -> str:
         return url
     if "?" in url or "#" in url:
         raise ValueError("with params the URL must have no query and no fragment of its own")
-    return f"{url}?{urlencode(params, quote_via=quote, safe='$')}"
+    query = urlencode(params, quote_via=quote, safe="$", errors=_SURROGATES)
+    return f"{url}?{query}"
+
+
+def encoded(text: str) -> str:
+    """A text percent-encoded whole, as one segment of a path or one value of a query.
+
+    Never raises: an id with half of a surrogate pair, which UTF-8 has no bytes for, goes out in
+    those it would have. The server refuses it, and the caller loses that record and no other.
+    """
+    return quote(text, safe="", errors=_SURROGATES)
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
@@ -675,7 +686,7 @@ class _Target:
             rest = "/" + rest
         # No request line may hold these; all else stays as it came.
         rest = "".join(
-            character if "!" <= character <= "~" else quote(character, errors="replace")
+            character if "!" <= character <= "~" else quote(character, errors=_SURROGATES)
             for character in rest
         )
         try:

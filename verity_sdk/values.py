@@ -292,11 +292,18 @@ def _is_dataclass(value: Any) -> bool:
 def _text(text: str) -> tuple[str, bool]:
     """A text without surrogates: they stand escaped."""
     text = str.__str__(text)  # A subclass may show itself differently.
+    if is_utf8(text):
+        return text, False
+    return utf8(text).decode(), True
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it has no half of a surrogate pair by itself."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return utf8(text).decode(), True
-    return text, False
+        return False
+    return True
 
 
 def utf8(text: str) -> bytes:

@@ -12,7 +12,7 @@ from math import copysign
 from typing import Any
 
 from verity_sdk.errors import Misconfigured
-from verity_sdk.values import dumps, loads, readable
+from verity_sdk.values import dumps, is_utf8, loads, readable
 
 AS_TEXT = "verity:json"
 """The only key of a cursor that is stored as its own JSON text."""
@@ -77,11 +77,7 @@ def _is_plain(value: Any) -> bool:
 def _is_plain_scalar(value: Any) -> bool:
     kind = type(value)
     if kind is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-        return "\0" not in value
+        return "\0" not in value and is_utf8(value)
     if kind is int:
         return bool(_INTEGER_MIN <= value <= _INTEGER_MAX)
     if kind is float:

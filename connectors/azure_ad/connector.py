@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from connectors.azure_ad.graph import Graph, LicenceMissing, Listing, QueryRefused, Vanished
 from connectors.azure_ad.permissions import (
@@ -33,10 +33,11 @@ from connectors.azure_ad.streams import (
 )
 from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_credential
 from verity_sdk.errors import Denied, Malformed, Unavailable
-from verity_sdk.http import Authorizer, HttpClient, shared_budget
+from verity_sdk.http import Authorizer, HttpClient, encoded, shared_budget
 from verity_sdk.pages import Gap, Page, PagedConnector, Position
 from verity_sdk.settings import validated
 from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.values import is_utf8
 from verity_sdk.windows import (
     CURSOR_VERSION,
     Fetched,
@@ -333,10 +334,12 @@ class AzureAdConnector(PagedConnector):
         first = found[0] if found else None
         if not isinstance(first, dict) or not isinstance(first.get("id"), str):
             return
+        if not is_utf8(first["id"]):
+            return  # A refusal would say nothing of the permission.
         if listing is GROUPS:
             below = members_of(first["id"], self.settings.group_members_from)
         else:
-            path = f"{listing.path}/{quote(first['id'], safe='')}/appRoleAssignedTo"
+            path = f"{listing.path}/{encoded(first['id'])}/appRoleAssignedTo"
             below = Listing(path, {}, listing.needs)
         try:
             await connection.directory.first(below)

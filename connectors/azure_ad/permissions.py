@@ -12,7 +12,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 from connectors.azure_ad.grants import (
     ACTIVE,
@@ -28,6 +27,7 @@ from connectors.azure_ad.graph import Graph, Listing, Vanished
 from connectors.azure_ad.settings import Settings
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
+from verity_sdk.http import encoded
 from verity_sdk.pages import SnapshotGap, SnapshotScope
 
 Item: TypeAlias = PermissionSnapshot | SnapshotGap | SnapshotScope
@@ -105,7 +105,7 @@ def collections_of(settings: Settings) -> list[Listing]:
 def members_of(group_id: str, version: str) -> Listing:
     """The direct members of a group."""
     return Listing(
-        f"/{version}/groups/{quote(group_id, safe='')}/members",
+        f"/{version}/groups/{encoded(group_id)}/members",
         {"$select": "id", "$top": _PAGE},
         _MEMBERS,
     )
@@ -272,7 +272,7 @@ class _Reading:
         group_id = group["id"]
         version = self._settings.group_members_from
         owners = Listing(
-            f"/{version}/groups/{quote(group_id, safe='')}/owners",
+            f"/{version}/groups/{encoded(group_id)}/owners",
             {"$select": "id", "$top": _PAGE},
             "Group.Read.All or Directory.Read.All",
         )
@@ -294,7 +294,7 @@ class _Reading:
         return _Outcome(grants, errors=errors)
 
     async def _service_principal(self, resource: dict[str, Any]) -> _Outcome:
-        root = f"/v1.0/servicePrincipals/{quote(resource['id'], safe='')}"
+        root = f"/v1.0/servicePrincipals/{encoded(resource['id'])}"
         assigned = Listing(f"{root}/appRoleAssignedTo", {}, _APPLICATIONS)
         owners = Listing(f"{root}/owners", {"$select": "id"}, _APPLICATIONS)
         grants: list[PermissionSnapshot] = []
@@ -313,7 +313,7 @@ class _Reading:
 
     async def _application(self, application: dict[str, Any]) -> _Outcome:
         owners = Listing(
-            f"/v1.0/applications/{quote(application['id'], safe='')}/owners",
+            f"/v1.0/applications/{encoded(application['id'])}/owners",
             {"$select": "id"},
             _APPLICATIONS,
         )

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from connectors.databricks.api import RestApi
 from connectors.databricks.permissions import CATALOG_API, read_permissions
@@ -18,7 +18,7 @@ from connectors.databricks.warehouse import RESTARTS_MAX, ResultGone, Warehouse
 from verity_sdk.auth import ClientCredentials, FixedAuthorization
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_sdk.http import Authorizer, HttpClient
+from verity_sdk.http import Authorizer, HttpClient, encoded
 from verity_sdk.pages import (
     Page,
     PagedConnector,
@@ -196,7 +196,7 @@ class DatabricksConnector(PagedConnector):
         assert settings.azure_tenant_id is not None  # noqa: S101 - by the settings
         assert settings.azure_client_id is not None  # noqa: S101 - by the settings
         assert settings.azure_client_secret is not None  # noqa: S101 - by the settings
-        tenant = quote(settings.azure_tenant_id, safe="")
+        tenant = encoded(settings.azure_tenant_id)
         return ClientCredentials(
             self._client([_authority(settings.azure_login_host)]),
             token_url=f"{settings.azure_login_host}/{tenant}/oauth2/v2.0/token",

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 from connectors.databricks.api import RestApi, in_order
 from connectors.databricks.grants import VIEWS, Grants, View
@@ -17,6 +16,7 @@ from connectors.databricks.statements import Statement
 from connectors.databricks.warehouse import Warehouse
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
+from verity_sdk.http import encoded
 from verity_sdk.pages import SnapshotGap, SnapshotScope
 from verity_sdk.references.databricks import Place
 
@@ -241,7 +241,7 @@ async def _on_securable(api: RestApi, grants: Grants, one: Securable) -> list[Fo
     """The grants on one securable, inherited ones included, or the gap that it leaves."""
     scope = f"{one.kind}:{one.full_name}"
     found: list[Found] = []
-    path = f"{CATALOG_API}/effective-permissions/{one.kind}/{quote(one.full_name, safe='')}"
+    path = f"{CATALOG_API}/effective-permissions/{one.kind}/{encoded(one.full_name)}"
     try:
         # 0: the server's page size; pages may be empty (databricks-sdk, GrantsAPI.get_effective).
         async for assignment in api.listing(path, "privilege_assignments", {"max_results": "0"}):
@@ -362,7 +362,7 @@ async def _object_ids(api: RestApi, listing: ObjectListing) -> AsyncGenerator[st
 async def _on_object(api: RestApi, grants: Grants, kind: str, object_id: str) -> list[Found]:
     scope = f"{kind}:{object_id}"
     try:
-        answer = await api.object(f"/api/2.0/permissions/{kind}/{quote(object_id, safe='')}")
+        answer = await api.object(f"/api/2.0/permissions/{kind}/{encoded(object_id)}")
     except PART_LOST as error:
         return [SnapshotGap(scope, str(error))]
     return list(

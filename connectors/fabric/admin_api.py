@@ -8,7 +8,6 @@ from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
-from urllib.parse import quote
 
 from connectors.fabric import grants
 from connectors.fabric.clients import Clients, admin, refusal
@@ -16,7 +15,7 @@ from connectors.fabric.concurrently import in_order
 from connectors.fabric.scanner import Row, end_of
 from connectors.fabric.settings import Settings
 from verity_sdk.errors import Denied, Unavailable
-from verity_sdk.http import Answer, HttpClient, follow
+from verity_sdk.http import Answer, HttpClient, encoded, follow
 from verity_sdk.pages import SnapshotGap
 from verity_sdk.references import fabric as names
 
@@ -134,7 +133,7 @@ class AdminApi:
         scope = names.workspace(workspace_id)
         rows: list[Row] = []
         problems = [reason] if reason else []
-        url = f"{self._base}/workspaces/{quote(workspace_id, safe='')}"
+        url = f"{self._base}/workspaces/{encoded(workspace_id)}"
         try:
             body = (await self._ask(WORKSPACE_USERS, f"{url}/users")).json()
         except (Denied, Unavailable) as error:
@@ -144,7 +143,7 @@ class AdminApi:
         problems += found.problems
         for item in items:
             kind = item.get("type")
-            item_url = f"{url}/items/{quote(str(item['id']), safe='')}/users"
+            item_url = f"{url}/items/{encoded(str(item['id']))}/users"
             params = {"type": str(kind)} if kind in TYPES_TO_NAME else None
             try:
                 body = (await self._ask(ITEM_USERS, item_url, params)).json()
@@ -214,7 +213,7 @@ def _next_url(answer: Answer, url: str, params: Mapping[str, str]) -> str | None
     if isinstance(uri, str) and uri:
         return uri
     query = {**params, "continuationToken": str(body["continuationToken"])}
-    return url + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+    return url + "?" + "&".join(f"{name}={encoded(value)}" for name, value in query.items())
 
 
 def _is_retriable(answer: Answer) -> bool:

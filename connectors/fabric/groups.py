@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import quote
 
 from connectors.fabric import grants
 from connectors.fabric.clients import GRAPH, Clients, refusal
@@ -15,7 +14,7 @@ from connectors.fabric.settings import Settings
 from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Unavailable
-from verity_sdk.http import Answer, follow
+from verity_sdk.http import Answer, encoded, follow
 from verity_sdk.pages import SnapshotGap, SnapshotScope
 from verity_sdk.references import fabric as names
 
@@ -88,7 +87,7 @@ class Groups:
         members: dict[str, Member] = {}
         answers = follow(
             self._clients.of(GRAPH),
-            f"{self._settings.graph_url}/v1.0/groups/{quote(group_id, safe='')}/transitiveMembers",
+            f"{self._settings.graph_url}/v1.0/groups/{encoded(group_id)}/transitiveMembers",
             _next_link,
             params={"$select": "id,userPrincipalName", "$top": str(PAGE_MEMBERS)},
         )

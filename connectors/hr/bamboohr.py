@@ -19,7 +19,6 @@ from collections.abc import (
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import quote
 
 from connectors.hr import bamboohr_records as records
 from connectors.hr.bamboohr_records import JOB, STATUS, Change, Context, Record, Tables
@@ -34,11 +33,12 @@ from connectors.hr.reading import (
     advanced,
     bound_of,
     each,
+    not_there,
     portions,
 )
 from connectors.hr.settings import BambooHr
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
-from verity_sdk.http import Answer, HttpClient
+from verity_sdk.http import Answer, HttpClient, encoded
 from verity_sdk.pages import RejectedRecord, SnapshotGap, SnapshotScope
 
 FEED_BEGINS_AT: Final = datetime(2011, 6, 5, tzinfo=UTC)
@@ -291,7 +291,9 @@ class BambooHrSource:
     async def _employee(self, person_id: str) -> Record | None:
         fields = ",".join(SINGLE_NAMES.get(one, one) for one in self._settings.fields)
         answer = await self._get(
-            f"employees/{quote(person_id, safe='')}", {"fields": fields}, expect=(403, 404)
+            f"employees/{encoded(person_id)}",
+            {"fields": fields},
+            expect=not_there(person_id, 403, 404),
         )
         return self._keep(answer.json()) if answer.status == 200 else None
 

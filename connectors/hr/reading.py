@@ -16,6 +16,7 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured
 from verity_sdk.pages import Cursor, Position, RejectedRecord, SnapshotGap, SnapshotScope
 from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.values import is_utf8
 
 CURSOR_VERSION: Final = 1
 SETTLE: Final = timedelta(seconds=2)
@@ -158,6 +159,15 @@ def advanced(place: Place, times: Iterable[datetime]) -> Place:
 def host_of(url: str) -> str:
     """Host and port of a URL, as `HttpClient` wants them."""
     return urlsplit(url).netloc.lower()
+
+
+def not_there(person_id: str, *statuses: int) -> tuple[int, ...]:
+    """The statuses that say that a source does not show somebody.
+
+    An id with half of a surrogate pair is refused as none by servers that take only UTF-8; it
+    must not hold up everybody else.
+    """
+    return statuses if is_utf8(person_id) else (400, *statuses)
 
 
 def portions(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

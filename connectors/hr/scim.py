@@ -20,7 +20,6 @@ from collections.abc import (
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 from connectors.hr import scim_records as records
 from connectors.hr.changes import Observation
@@ -34,12 +33,13 @@ from connectors.hr.reading import (
     advanced,
     bound_of,
     each,
+    not_there,
     portions,
 )
 from connectors.hr.scim_records import Context, Record, Shown
 from connectors.hr.settings import Scim
 from verity_sdk.errors import Denied, Malformed, Unavailable
-from verity_sdk.http import Answer, HttpClient
+from verity_sdk.http import Answer, HttpClient, encoded
 from verity_sdk.pages import RejectedRecord, SnapshotGap, SnapshotScope
 from verity_sdk.times import format_utc
 
@@ -233,9 +233,9 @@ class ScimSource:
 
     async def _is_there(self, person_id: str) -> bool:
         answer = await self._get(
-            f"Users/{quote(person_id, safe='')}", {"attributes": "id"}, expect=(404,)
+            f"Users/{encoded(person_id)}", {"attributes": "id"}, expect=not_there(person_id, 404)
         )
-        return answer.status != 404
+        return answer.status < 400
 
     async def snapshot(self, snapshot_at: datetime) -> AsyncIterator[SnapshotItem]:
         """Who belongs where, has which roles and accounts; then who is in which group."""

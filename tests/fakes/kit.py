@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -101,3 +101,39 @@ def serving(app: Any, port: int = 0) -> Iterator[str]:
         server.force_exit = True
         thread.join(STOP_SECONDS_MAX)
         listener.close()
+
+
+def with_bad_ids(app: Any, ids: Collection[str], status: int = 404) -> Any:
+    """The same fake, where these ids end in half of a surrogate pair, which JSON can write.
+
+    Asked for one of them in a URL it answers so, as servers do that take only UTF-8.
+    """
+
+    async def spoiling(scope: Any, receive: Any, send: Any) -> None:
+        if b"%ed%a0%80" in (scope["raw_path"] + b"?" + scope["query_string"]).lower():
+            refusal = JSONResponse({"error": {"code": "BadId"}}, status)
+            await refusal(scope, receive, send)
+            return
+        started: list[Any] = []
+        body = bytearray()
+
+        async def keep(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                started.append(message)
+                return
+            body.extend(message.get("body", b""))
+            if message.get("more_body"):
+                return
+            spoilt = bytes(body)
+            for one in ids:
+                spoilt = spoilt.replace(f'"{one}"'.encode(), f'"{one}\\ud800"'.encode())
+            headers = [
+                (name, b"%d" % len(spoilt) if name == b"content-length" else value)
+                for name, value in started[0]["headers"]
+            ]
+            await send({**started[0], "headers": headers})
+            await send({"type": "http.response.body", "body": spoilt})
+
+        await app(scope, receive, keep)
+
+    return spoiling

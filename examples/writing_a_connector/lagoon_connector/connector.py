@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from verity_sdk import (
     format_utc,
 )
 from verity_sdk.auth import ClientCredentials
-from verity_sdk.http import Answer, HttpClient, follow, shared_budget
+from verity_sdk.http import Answer, HttpClient, encoded, follow, shared_budget
 from verity_sdk.references import user
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
@@ -93,7 +93,7 @@ class LagoonConnector(PagedConnector):
         for box in await self._listing("/boxes"):
             name = box["name"]
             answer = await self._api.get(
-                f"{self.settings.url}/boxes/{quote(name, safe='')}/members", expect={403, 404}
+                f"{self.settings.url}/boxes/{encoded(name)}/members", expect={403, 404}
             )
             if answer.status != 200:
                 yield SnapshotGap(name, f"its members can't be read: status {answer.status}")
