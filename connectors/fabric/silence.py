@@ -57,10 +57,12 @@ class SilenceWatch:
         Args:
             from_at: Its start.
             to_at: Its end.
-            newest_at: The newest event in it, or None where it holds none.
+            newest_at: The newest event in it, or None where it holds none. One that is dated
+                ahead counts from the window's end: no silence begins in the future.
         """
         recent, quiet = self._recent, self._quiet
         if newest_at is not None:
+            newest_at = min(newest_at, to_at)
             recent = Silence(newest_at, to_at, 0)
         elif recent is not None and recent.to_at == from_at:
             recent = Silence(recent.from_at, to_at, recent.window_count + 1)

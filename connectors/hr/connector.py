@@ -121,10 +121,11 @@ class HrConnector(PagedConnector):
         """Whether a page would say nothing but how far the source was read, at a high price."""
         if len(packed) < LARGE_CURSOR_BYTES or after != place:
             return False
-        if self._quiet_told_at is None or read_at - self._quiet_told_at >= QUIET_EVERY:
-            self._quiet_told_at = read_at
-            return False
-        return True
+        told_at = self._quiet_told_at
+        if told_at is not None and timedelta(0) <= read_at - told_at < QUIET_EVERY:
+            return True
+        self._quiet_told_at = read_at
+        return False
 
     async def snapshot_permissions(
         self,

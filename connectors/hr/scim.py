@@ -158,8 +158,9 @@ class ScimSource:
 
     async def _users(self, place: Place, read_at: datetime) -> tuple[Listing, bool]:
         """Those who changed, or everybody; and which of the two it is."""
-        is_due = place.last_read_at is None or (
-            read_at - place.last_read_at >= self._settings.full_read_every
+        # One that lies ahead was read under a clock that stood wrong.
+        is_due = place.last_read_at is None or not (
+            timedelta(0) <= read_at - place.last_read_at < self._settings.full_read_every
         )
         if not place.is_first and not is_due and (await self._can()).can_filter:
             # `ge` and a lookback: writes may become visible late, and `gt` would skip a twin.

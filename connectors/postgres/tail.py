@@ -103,6 +103,9 @@ class Tail:
             if first is None:
                 return
             self.place = Place(first.name, not_before=since)
+        if self.place.newest_at is not None and self.place.newest_at > now:
+            # Read while a clock stood wrong: when the lines before were logged is not known.
+            self.place = replace(self.place, newest_at=None)
         gaps: list[Gap] = []
         place = await self._checked(self.place, files, gaps)
         buffer = b""  # bytes from place.offset on that are not a complete line yet
@@ -119,7 +122,8 @@ class Tail:
                 data = await self._read(place, buffer)
             if data:
                 buffer += data
-                for portion in self._portions(place, buffer):
+                read_at = await self.reader.now()
+                for portion in self._portions(place, buffer, read_at):
                     yield replace(portion, gaps=tuple(gaps))
                     gaps = []
                     buffer = buffer[portion.end.offset - place.offset :]
@@ -158,8 +162,12 @@ class Tail:
     async def _read(self, place: Place, buffer: bytes) -> bytes | None:
         return await self.reader.read(place.file, place.offset + len(buffer), self.page_bytes)
 
-    def _portions(self, place: Place, buffer: bytes) -> Iterator[Portion]:
-        """The complete lines of the buffer, as portions; pieces of a line that is too long."""
+    def _portions(self, place: Place, buffer: bytes, read_at: datetime) -> Iterator[Portion]:
+        """The complete lines of the buffer, as portions; pieces of a line that is too long.
+
+        Args:
+            read_at: Everything in the buffer was logged before.
+        """
         if place.is_inside_line:
             end = buffer.find(b"\n") + 1
             if not end and len(buffer) < self.line_bytes:
@@ -173,7 +181,7 @@ class Tail:
         lines, done = split_lines(buffer)
         for start in range(0, len(lines), self.page_records):
             group = lines[start : start + self.page_records]
-            after = self._after(place, group)
+            after = self._after(place, group, read_at)
             yield Portion(place, after, lines=group)
             place = after
         rest = buffer[done:]
@@ -181,10 +189,13 @@ class Tail:
             after = replace(place, offset=place.offset + len(rest), is_inside_line=True)
             yield Portion(place, after, rejected=self._long(place, rest))
 
-    def _after(self, place: Place, lines: Sequence[bytes]) -> Place:
-        """The place after lines; one look at the last of them keeps the newest time."""
+    def _after(self, place: Place, lines: Sequence[bytes], read_at: datetime) -> Place:
+        """The place after lines; one look at the last of them keeps the newest time.
+
+        One that is dated ahead moves nothing: what is logged until then would be taken as read.
+        """
         last_at = self.time_of_line(lines[-1])
-        if last_at is None:
+        if last_at is None or last_at > read_at:
             return replace(place, offset=place.offset + sum(map(len, lines)))
         is_reached = place.not_before is not None and last_at >= place.not_before
         return replace(

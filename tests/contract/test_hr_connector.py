@@ -767,6 +767,19 @@ async def test_a_filter_asks_again_from_before_the_newest_change() -> None:
         assert condition == 'meta.lastModified ge "2026-11-23T11:00:00Z"'
 
 
+async def test_a_complete_read_that_lies_ahead_holds_up_no_other() -> None:
+    """A clock that stood days ahead is right again: who is gone is not missed until it was."""
+    with scim() as reader:
+        harness = reader.fake
+        assert isinstance(harness, ScimHarness)
+        harness.clock.advance(72 * HOUR)
+        await reader.poll()
+        harness.clock.advance(-72 * HOUR)
+        harness.change("delete", harness.ids["104"], at=NOW)
+        (event,) = await reader.poll()
+        assert event.operation == "LEAVER"
+
+
 async def test_who_is_gone_is_found_by_a_complete_read() -> None:
     with scim() as reader:
         harness = reader.fake

@@ -377,6 +377,12 @@ def test_an_event_ends_it_and_silence_starts_at_the_event() -> None:
     assert watch.silence.from_at == hour(30.5)
 
 
+def test_an_event_that_is_dated_ahead_hides_no_silence() -> None:
+    watch = watch_of((0, 1, 1000), *[(n, n + 1, None) for n in range(1, 30)])
+    assert watch.silence is not None
+    assert watch.silence.from_at == hour(1)
+
+
 def test_what_is_read_again_counts_once() -> None:
     windows = [(n - back, n - back + 1, None) for n in range(12) for back in (2, 1, 0)]
     assert watch_of(*windows).silence is None

@@ -336,6 +336,39 @@ def test_an_old_file_that_goes_on_when_summer_ends_is_read_from_where_it_was_lef
     ] == [b"2\n", b"9000\n", b"9001\n"]
 
 
+def test_a_line_that_is_dated_ahead_moves_nothing() -> None:
+    """The server's clock stood wrong for a moment: no time to come is complete or was read."""
+    log = FakeLog(a=b"1\n9000\n2\n", b=b"3\n")
+    portions = run(log, records=1)
+    assert [portion.end.newest_at for portion in portions[:4]] == [at(1), at(1), at(2), at(3)]
+    assert [complete_through(portion) for portion in portions[:4]] == [at(0), at(0), at(1), at(2)]
+
+
+def test_a_line_that_is_dated_ahead_hides_no_late_file() -> None:
+    log = FakeLog(f0245=b"2\n9000\n", f0210=b"3\n4\n")
+    log.modified = {"f0245.json": at(2), "f0210.json": at(4)}
+    for place in (
+        Place("f0245.json", 0, newest_at=at(1)),
+        # As an older version may have stored it.
+        Place("f0245.json", 0, newest_at=at(9000)),
+    ):
+        portions = run(log, place, records=1)
+        assert [
+            line
+            for portion in portions
+            for line in portion.lines
+            if not portion.start.not_before or time_of(line) >= portion.start.not_before  # type: ignore[operator]
+        ] == [b"2\n", b"9000\n", b"3\n", b"4\n"]
+
+
+def test_a_place_that_lies_ahead_is_not_known_any_more() -> None:
+    log = FakeLog(a=b"1\nwords\n")
+    portions = run(log, Place("a.json", 2, newest_at=at(9000)))
+    assert portions[0].end.newest_at is None
+    assert complete_through(portions[0]) is None
+    assert portions[0].lines == [b"words\n"]
+
+
 def test_an_old_file_that_was_touched_is_left_alone() -> None:
     log = FakeLog(a=b"1\n", b=b"20\n", c=b"30\n")
     log.modified = {"a.json": at(99), "b.json": at(20), "c.json": at(30)}
