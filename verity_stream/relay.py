@@ -228,9 +228,8 @@ class Relay:
             if outcome is Persisted.EDITED:
                 raise Unavailable("an operator moved the position during the start")
             self._log.info("relay.database_repaired", version=start.checkpoint.version)
-        checkpoint = start.checkpoint
-        if checkpoint.collected_from is None and published is not None:
-            checkpoint = replace(checkpoint, collected_from=published.collected_from)
+        # Either view may be of a backup; what was collected once stays collected.
+        checkpoint = replace(start.checkpoint, collected_from=_earliest_beginning(row, published))
         if checkpoint.collected_from is None or start.publish:
             checkpoint = self._begun(checkpoint)
         self._hold(checkpoint)
@@ -248,9 +247,7 @@ class Relay:
 
     def _begun(self, checkpoint: Checkpoint) -> Checkpoint:
         """The same with the connector's beginning: at its first start, or after an edit."""
-        known = checkpoint.collected_from
-        if known is None and self._checkpoint is not None:
-            known = self._checkpoint.collected_from
+        known = _earliest_beginning(checkpoint, self._checkpoint)
         began_at = beginning(
             replace(checkpoint, collected_from=known), self._spec.retention, self._clock()
         )
@@ -565,3 +562,9 @@ class Relay:
                 remembered_ids=len(self._window),
                 setting="VERITY_SEEN_WINDOW_IDS",
             )
+
+
+def _earliest_beginning(*checkpoints: Checkpoint | None) -> datetime | None:
+    """From when on the connector's events are collected, as far as any of these knows."""
+    known = [one.collected_from for one in checkpoints if one is not None and one.collected_from]
+    return min(known, default=None)

@@ -183,6 +183,8 @@ class World:
             assert {one: n for one, n in counts.items() if n > 1} == {}, "repeated"
         versions = [one.version for one in self.checkpoints()]
         assert versions == sorted(set(versions)), "versions ascend"
+        began = [one.collected_from for one in self.checkpoints() if one.collected_from]
+        assert began == sorted(began, reverse=True), "what was collected is not any more"
         assert self.store.rows[CONNECTOR].position == self.checkpoints()[-1].position
 
     def check_order(self) -> None:
