@@ -52,24 +52,35 @@ READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
 forget them at once. With 5,000 the collector takes half of the time."""
 
-ADMIN_SECONDS = 10.0
-
 ID_HEADERS = frozenset({"event_id", "dead_id"})
 
 PublishedId: TypeAlias = tuple[str, bytes, datetime | None]
 """The topic of an event or dead letter, its id, and when it occurred, if that can be known."""
 
 
+_ORIGINAL = "published, but altered at "
+"""So begins the reason of a dead letter that keeps what a published event was (`original`)."""
+
+
 def published_ids_of(record: Any) -> Iterator[PublishedId]:
-    """The ids of a record of a topic of events or dead letters: an event has one."""
+    """The ids that a record of a topic of events or dead letters stands for, as its draft had them.
+
+    An event has one, a dead letter its own and its event's. The original of an event that was
+    published altered stands for itself only: should the event come again and be unpublishable,
+    that is another dead letter.
+    """
+    body: Any = None
     at: datetime | None = None
     try:
+        body = orjson.loads(record.value)
         # None in a dead letter: what it is about may not even have a time.
-        at = parse_utc(orjson.loads(record.value)["occurred_at"])
+        at = parse_utc(body["occurred_at"])
     except (ValueError, KeyError, TypeError, Malformed):
         pass
+    reason = body.get("reason") if isinstance(body, dict) else None
+    is_original = at is None and isinstance(reason, str) and reason.startswith(_ORIGINAL)
     for name, value in record.headers:
-        if name in ID_HEADERS:
+        if name in ID_HEADERS and not (is_original and name == "event_id"):
             yield record.topic, value, at
 
 

@@ -6,10 +6,12 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
+import asyncpg
 import orjson
 import pytest
 from contract.streams import new_name, stream_settings
@@ -17,6 +19,7 @@ from workers import committed
 
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
+from verity_sdk.times import format_utc
 from verity_stream.records import dead_topic, raw_topic
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec
@@ -157,6 +160,52 @@ async def test_a_hundred_events_with_each_fault_once(
     }
     assert originals == altered
     assert len(letters) == len(ALTERED) + len(HIDDEN)
+
+
+async def test_what_was_published_altered_is_recognised_where_the_log_of_ids_lacks_it(
+    bootstrap_servers: str, database: str
+) -> None:
+    """As after an upgrade: the first start knows only what stands in the topics."""
+    platform = new_name()
+    events = events_of(platform)
+    spec = ConnectorSpec(
+        new_name(),
+        type("Declared", (Paged,), {"PLATFORM": platform}),
+        platform,
+        {"events": events},
+        ConnectorOptions(type="given", poll_every=0.1),
+    )
+    await live(spec, bootstrap_servers, database)
+    raw = await committed(bootstrap_servers, raw_topic(platform))
+    dead = await committed(bootstrap_servers, dead_topic(platform))
+    start: dict[str, dict[int, int]] = {}
+    for one in (*raw, *dead):
+        start.setdefault(one.topic, {})[one.partition] = 0
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute(
+            "UPDATE connector_checkpoints SET seen = $2 WHERE connector_id = $1",
+            spec.connector_id,
+            orjson.dumps(
+                {"start": start, "newest_at": format_utc(BEGINNING + timedelta(seconds=100))},
+                option=orjson.OPT_NON_STR_KEYS,
+            ).decode(),
+        )
+    finally:
+        await connection.close()
+    # One of those that went out altered comes again, and now it does not say who did it.
+    again = next(
+        one for one in events if one.raw_payload == {"x": "\ud800"} and one.principal_ref == "ada"
+    )
+    events.append(replace(again, principal_ref=None))
+    await live(spec, bootstrap_servers, database)
+    assert len(await committed(bootstrap_servers, raw_topic(platform))) == len(raw)
+    new = await committed(bootstrap_servers, dead_topic(platform))
+    known = {dict(one.headers)["dead_id"] for one in dead}
+    fresh = [one for one in new if dict(one.headers)["dead_id"] not in known]
+    assert len(new) == len(dead) + 1
+    assert [dict(one.headers)["event_id"] for one in fresh] == [again.event_id.encode()]
+    assert "principal_ref is missing" in orjson.loads(fresh[0].value)["reason"]
 
 
 CURSORS: Sequence[dict[str, Any]] = (

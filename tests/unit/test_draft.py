@@ -18,15 +18,15 @@ from verity_sdk.pages import Gap, RejectedRecord
 from verity_stream.draft import TURN, Draft
 from verity_stream.records import GAPS_TOPIC, Origin, PageSummary, Record, dead_topic, raw_topic
 from verity_stream.seen import SeenWindow
+from verity_stream.topic_reader import published_ids_of
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 
 
 def event(event_id: Any, **fields: Any) -> RawEvent:
     given = {"platform": "acme", "operation": "READ", "raw_payload": {}, **fields}
-    return RawEvent(
-        event_id=event_id, occurred_at=AT, principal_ref="ada", asset_ref="vault", **given
-    )
+    given = {"occurred_at": AT, "principal_ref": "ada", "asset_ref": "vault", **given}
+    return RawEvent(event_id=event_id, **given)
 
 
 async def filled(draft: Draft, *things: Any) -> Draft:
@@ -148,6 +148,32 @@ async def test_an_altered_event_is_out_once_and_so_is_its_original() -> None:
     assert body["reference"] == "x"
     again = await filled(Draft(there, 99, 10**6), event("x", raw_payload={"n": 2**70}))
     assert await again.finish() == PageSummary(repeat_count=1)
+
+
+async def test_what_a_page_remembers_can_be_read_back_from_its_records_exactly() -> None:
+    """So an upgrade, or a log of ids that was lost, changes nothing of what is recognised."""
+    draft = await filled(
+        Draft(outlet(), 99, 10**6),
+        event("plain"),
+        event(17),
+        event("altered", raw_payload={"x": "\ud800"}),
+        event("x\udfff", principal_ref="\ud800"),
+        event(None),
+        event("no time", occurred_at=None),
+        event("nobody", principal_ref=None),
+        event("no one", principal_ref=None, raw_payload={"x": 10**30}),
+        event("y" * 3000, asset_ref=None),
+        "no event",
+    )
+    draft.reject(RejectedRecord(b"bytes", "published, but altered at birth", "f:7"))
+    draft.reject(RejectedRecord(b"\xff" * 600_000, "long", None))
+    await draft.finish()
+    found = {
+        HASHER.hash(topic, identity)
+        for record in records_of(draft)
+        for topic, identity, _ in published_ids_of(record)
+    }
+    assert found == set(draft.hashes)
 
 
 async def test_a_dead_letter_is_what_was_yielded_though_the_connector_goes_on_using_it() -> None:
