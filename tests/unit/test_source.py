@@ -18,7 +18,7 @@ import orjson
 import pytest
 import structlog.testing
 from drafts import HASHER, ListPage, new_draft, outlet
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from verity_sdk import chunks as chunks_module
@@ -658,6 +658,31 @@ async def test_small_pages_are_coalesced_with_all_they_carry() -> None:
     assert await page.draft.finish() == PageSummary(2, 0, 1, 1)
     assert [one.topic for one in records_of(page)] == [
         *(raw_topic("acme"), raw_topic("acme"), dead_topic("acme"), GAPS_TOPIC)
+    ]
+
+
+@given(
+    said=st.lists(st.none() | st.integers(0, 30), min_size=1, max_size=8),
+    events_max=st.integers(1, 8),
+)
+@example(said=[20, 15], events_max=8)
+@example(said=[20, 15], events_max=1)
+@example(said=[20, 15, None], events_max=8)
+@example(said=[None, None], events_max=1)
+def test_it_is_complete_as_far_as_the_last_page_that_says_so(
+    said: list[int | None], events_max: int
+) -> None:
+    """Also where that goes back: something of what lies before is to be asked again."""
+    given_pages = [
+        Page([event(n, 11)], {"next": n}, None if second is None else at(second))
+        for n, second in enumerate(said)
+    ]
+    pages = asyncio.run(pages_of(Paged(*given_pages), events_max=events_max))
+    last: datetime | None = CHECKPOINT.complete_through
+    wanted = [last := last if second is None else at(second) for second in said]
+    assert [page.complete_through for page in pages] == [
+        wanted[min(end, len(said)) - 1]
+        for end in range(events_max, len(said) + events_max, events_max)
     ]
 
 
