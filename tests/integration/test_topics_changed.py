@@ -6,6 +6,7 @@ Stacks of their own: the placed topics are everybody's.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from stack_fixtures import StackFactory
 from workers import Bench, committed, eventually, killing, make_bench
 
 from verity_stream.placement import partition_for
-from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, raw_topic
+from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC, raw_topic
 
 pytestmark = pytest.mark.stack
 
@@ -72,6 +73,41 @@ async def test_partitions_added_to_the_checkpoints_topic_stop_the_relays_with_on
         await delete_topics(bench, CHECKPOINTS_TOPIC)
         bench.worker()
         await bench.wait_for_state("source", "running", 60)
+
+
+async def test_a_start_with_topics_of_another_shape_ends_with_one_error_and_one_command(
+    make_stack: StackFactory, tmp_path: Path
+) -> None:
+    """As any configuration that is wrong: Faust can't carry a table of another shape at all."""
+    address = make_stack().up(environ={})
+    with killing(make_bench(tmp_path, address.bootstrap_servers, address.dsn)) as bench:
+        configure(bench, count=COUNT)
+        worker = bench.worker()
+        await bench.wait_for_version("source", 6)
+        worker.terminate()
+        changelog = f"{bench.name}-checkpoints-changelog"
+        misshapen = {
+            changelog: NewPartitions(30),
+            CHECKPOINTS_TOPIC: NewPartitions(48),
+            IDS_TOPIC: NewPartitions(36),
+        }
+        async with admin_of(bench) as admin:
+            await admin.create_partitions(misshapen)
+        before = await bench.stored_checkpoint("source")
+        again = bench.worker()
+        assert again.process is not None
+        assert await asyncio.to_thread(again.process.wait, 60) == 2, bench.logs()
+        lines = [json.loads(one) for one in again.log.splitlines() if one.startswith("{")]
+        (said,) = [one for one in lines if one["level"] not in ("debug", "info")]
+        assert said["level"] == "critical"
+        assert f"--delete --topic '{'|'.join(sorted(misshapen))}'" in said["message"]
+        assert await bench.stored_checkpoint("source") == before
+
+        # What the error says to do leads somewhere.
+        await delete_topics(bench, *misshapen)
+        bench.worker()
+        await bench.wait_for_state("source", "caught_up", 60)
+        await assert_exactly_once(bench, COUNT)
 
 
 async def test_a_raw_topic_made_anew_with_fewer_partitions_is_taken(
