@@ -23,6 +23,8 @@ from typing import Any
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client.parser import text_string_to_metric_families
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -278,6 +280,33 @@ async def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"not so within {seconds} s\n{explain()}")
         await asyncio.sleep(0.1)
+
+
+def metric(worker: Worker, bench: Bench, name: str) -> float:
+    """A counter of the connector `source`."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.web_port}/metrics", timeout=5) as page:
+        text = page.read().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and sample.labels.get("connector_id") == bench.id("source")
+    )
+
+
+async def delete_topics(bench: Bench, *names: str) -> None:
+    """Delete topics and wait until they are gone."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bench.bootstrap_servers)
+    await admin.start()
+
+    async def gone() -> bool:
+        return not set(names) & set(await admin.list_topics())
+
+    try:
+        await admin.delete_topics(list(names))
+        await eventually(gone, 20)
+    finally:
+        await admin.close()
 
 
 async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 3) -> list[Any]:

@@ -520,15 +520,23 @@ async def test_a_fenced_producer_can_do_nothing(side: Side) -> None:
     assert await side.read(topic) == [(0, b"before")]
 
 
-@on_both
-async def test_a_producer_that_is_fenced_before_its_commit_commits_nothing(side: Side) -> None:
-    topic, name = await side.topic(), secrets.token_hex(4)
+@asynccontextmanager
+async def fenced_with_a_record(side: Side, topic: str) -> AsyncIterator[Any]:
+    """A producer that was fenced while its transaction had a record."""
+    name = secrets.token_hex(4)
     async with side.producer(name) as older:
         await older.begin_transaction()
         await put(older, topic, b"sent")
         async with side.producer(name):
-            with pytest.raises(kafka_errors.ProducerFenced):
-                await older.commit_transaction()
+            yield older
+
+
+@on_both
+async def test_a_producer_that_is_fenced_before_its_commit_commits_nothing(side: Side) -> None:
+    topic = await side.topic()
+    async with fenced_with_a_record(side, topic) as older:
+        with pytest.raises(kafka_errors.ProducerFenced):
+            await older.commit_transaction()
     assert await side.read(topic) == []
 
 
@@ -536,15 +544,12 @@ async def test_a_producer_that_is_fenced_before_its_commit_commits_nothing(side:
 async def test_more_records_of_a_fenced_producer_are_refused_in_a_partition_it_had(
     side: Side,
 ) -> None:
-    topic, name = await side.topic(), secrets.token_hex(4)
-    async with side.producer(name) as older:
-        await older.begin_transaction()
-        await put(older, topic, b"sent")
-        async with side.producer(name):
-            with pytest.raises(kafka_errors.ProducerFenced):
-                await put(older, topic, b"more")
-            with pytest.raises(kafka_errors.ProducerFenced):
-                await older.abort_transaction()
+    topic = await side.topic()
+    async with fenced_with_a_record(side, topic) as older:
+        with pytest.raises(kafka_errors.ProducerFenced):
+            await put(older, topic, b"more")
+        with pytest.raises(kafka_errors.ProducerFenced):
+            await older.abort_transaction()
 
 
 @on_both

@@ -246,19 +246,7 @@ async def test_a_cursor_comes_back_as_it_was_given_whatever_is_in_it(
     spec = ConnectorSpec(
         new_name(), connector, platform, {}, ConnectorOptions(type="given", poll_every=0.1)
     )
-    settings = stream_settings(bootstrap_servers, database={"dsn": database})
     for _ in range(len(CURSORS) + 1):  # Each life knows only what the one before stored.
-        runner = ConnectorRunner(settings, [spec])
-        await runner.start()
-        try:
-            await runner.assign(frozenset(range(settings.checkpoint_partitions)))
-            (status,) = runner.statuses.values()
-            async with asyncio.timeout(60):
-                while status.pass_count < 1:
-                    await runner.reconcile()
-                    assert status.state not in (State.BLOCKED, State.BACKING_OFF), status.last_error
-                    await asyncio.sleep(0.05)
-        finally:
-            await runner.stop()
+        await live(spec, bootstrap_servers, database)
     wanted = [None, *({"number": number, "of": one} for number, one in enumerate(CURSORS))]
     assert connector.given == wanted

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.request
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,9 +18,18 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
-from prometheus_client.parser import text_string_to_metric_families
 from stack_fixtures import StackFactory
-from workers import Bench, Worker, committed, eventually, high_watermarks, killing, make_bench
+from workers import (
+    Bench,
+    Worker,
+    committed,
+    delete_topics,
+    eventually,
+    high_watermarks,
+    killing,
+    make_bench,
+    metric,
+)
 
 pytestmark = pytest.mark.stack
 
@@ -70,31 +78,6 @@ async def empty(bench: Bench, topic: str) -> None:
         await admin.close()
 
 
-async def delete_topic(bench: Bench, topic: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bench.bootstrap_servers)
-    await admin.start()
-
-    async def is_gone() -> bool:
-        return topic not in await admin.list_topics()
-
-    try:
-        await admin.delete_topics([topic])
-        await eventually(is_gone, 20)
-    finally:
-        await admin.close()
-
-
-def metric(worker: Worker, bench: Bench, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{worker.web_port}/metrics", timeout=5) as page:
-        text = page.read().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and sample.labels.get("connector_id") == bench.id("source")
-    )
-
-
 async def test_nothing_repeats_when_the_raw_topics_retention_has_removed_everything(
     bench: Bench,
 ) -> None:
@@ -126,7 +109,7 @@ async def test_a_log_of_ids_that_is_gone_is_said_and_read_back_from_the_raw_topi
         configure(bench)
         worker = await caught_up(bench)
         worker.terminate()
-        await delete_topic(bench, IDS)
+        await delete_topics(bench, IDS)
         worker = await caught_up(bench)
         counts = Counter(await bench.event_ids())
         assert (len(counts), set(counts.values())) == (COUNT, {1}), bench.logs()

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from integration.test_views import configure, delete_topics, truth
+from integration.test_views import configure, truth
 from stack_fixtures import StackFactory
-from workers import Bench, committed, eventually, killing, make_bench
+from workers import Bench, committed, delete_topics, eventually, killing, make_bench
 
 from verity_stream.placement import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC, raw_topic

@@ -9,7 +9,6 @@ Elsewhere: a restored backup (`test_outages.py`), an edit while a connector stan
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,17 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
-from prometheus_client.parser import text_string_to_metric_families
 from stack_fixtures import StackFactory
 from verity_test_connectors import sequence
-from workers import Bench, Worker, eventually, killing, make_bench
+from workers import (
+    Bench,
+    Worker,
+    delete_topics,
+    eventually,
+    killing,
+    make_bench,
+    metric,
+)
 
 from verity_common.config import DatabaseSettings
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints, Provenance
@@ -56,33 +61,6 @@ def configure(bench: Bench, *names: str, **settings: Any) -> None:
 def truth(bench: Bench, count: int = COUNT) -> set[str]:
     """The ids of the source's first events."""
     return {one.event_id for one in sequence(bench.name, count)}
-
-
-def metric(worker: Worker, bench: Bench, name: str) -> float:
-    """A counter of the connector `source`."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{worker.web_port}/metrics", timeout=5) as page:
-        text = page.read().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and sample.labels.get("connector_id") == bench.id("source")
-    )
-
-
-async def delete_topics(bench: Bench, *names: str) -> None:
-    """Delete topics and wait until they are gone."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bench.bootstrap_servers)
-    await admin.start()
-
-    async def gone() -> bool:
-        return not set(names) & set(await admin.list_topics())
-
-    try:
-        await admin.delete_topics(list(names))
-        await eventually(gone, 20)
-    finally:
-        await admin.close()
 
 
 async def mirrored(worker: Worker, bench: Bench) -> None:
