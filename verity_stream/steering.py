@@ -10,6 +10,7 @@ from typing import Any
 from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc
 from verity_stream.checkpoints import PostgresCheckpoints, _from_row
+from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.database import database_errors
 from verity_stream.operation import OperationStore
 from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint
@@ -35,7 +36,8 @@ def rewound(
             page ahead of the row, or many after a backup was restored: the higher version wins,
             so the new one must be higher than both.
         to: The watermark to go on from; None leaves it where it was.
-        cursor: The connector's own position to go on from; None clears it.
+        cursor: The connector's own position to go on from, as it has it or as it is stored; None
+            clears it.
         edited_version: The version that the last edit took; 0 if there was none.
 
     Raises:
@@ -54,6 +56,7 @@ def rewound(
             "lies between would never be fetched"
         )
     if cursor is not None:
+        cursor = stored_cursor(given_cursor(cursor))  # An operator may type either form.
         known = next(
             (
                 one

@@ -9,6 +9,7 @@ import pytest
 
 from verity_sdk.errors import Misconfigured
 from verity_stream.checkpoints import decide_start
+from verity_stream.cursors import stored_cursor
 from verity_stream.records import Checkpoint, Seen
 from verity_stream.steering import rewound
 
@@ -44,6 +45,17 @@ def test_a_cursor_where_the_connector_stood_goes_back_to_that_checkpoint() -> No
     assert (after.last_ts, after.cursor) == (EARLIER - timedelta(hours=1), {"next": 5})
     after = rewound(STORED, history, to=AT, cursor={"next": 2})
     assert after.last_ts == FIRST.last_ts, "a later watermark would not fit the cursor"
+
+
+def test_a_cursor_may_be_given_as_it_is_stored_or_as_the_connector_has_it() -> None:
+    """They differ where it holds what Postgres refuses."""
+    given = {"next": "\ud800"}
+    stored = stored_cursor(given)
+    assert stored != given
+    history = [replace(FIRST, cursor=stored), STORED]
+    for cursor in (given, stored):
+        after = rewound(STORED, history, to=None, cursor=cursor)
+        assert (after.last_ts, after.cursor) == (FIRST.last_ts, stored)
 
 
 @pytest.mark.parametrize("to", [None, EARLIER])
