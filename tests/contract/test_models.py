@@ -1237,6 +1237,34 @@ async def test_persisting_compares_version_and_epoch_and_sets_all_or_nothing(sid
         assert await store.load("c") == after
 
 
+TEXTS = {
+    "\0": False,
+    "a\ud800": False,
+    "\udfff\ud800": False,
+    "\U0001f600": True,
+    "\\u0000": True,
+    '{"a": "\\ud800"}': True,
+}
+"""Whether JSON in Postgres may hold them."""
+
+
+@on_both
+async def test_jsonb_takes_what_is_a_text_and_nothing_else(side: Side) -> None:
+    async with a_pool(side) as pool:
+        store = PostgresCheckpoints(pool, "cluster")
+        page = await store.claim("c")
+        for text, is_taken in TEXTS.items():
+            for cursor in ({"a": [text]}, {text: 1}):
+                after = replace(page, version=page.version + 1, cursor=cursor)
+                if is_taken:
+                    await store.persist(after, expected_version=page.version)
+                    page = after
+                else:
+                    with pytest.raises(Unavailable):
+                        await store.persist(after, expected_version=page.version)
+                assert await store.load("c") == page, text
+
+
 @on_both
 async def test_an_edit_by_hand_is_the_next_version_and_forgets_the_rest(side: Side) -> None:
     async with a_pool(side) as pool:

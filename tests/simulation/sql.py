@@ -246,6 +246,22 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a JSON value, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value:
+            yield from _texts(one)
+        if isinstance(value, dict):
+            yield from _texts(list(value.values()))
+
+
+def _is_text(text: str) -> bool:
+    """Whether Postgres has it as one: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
+
+
 def _stored(kind: str, given: Any) -> Any:
     """A value as a column of this type holds it.
 
@@ -256,9 +272,10 @@ def _stored(kind: str, given: Any) -> Any:
         text = json.dumps(given)
         if "NaN" in text or "Infinity" in text:
             raise asyncpg.InvalidTextRepresentationError("invalid input syntax for type json")
-        if "\\u0000" in text or "\\ud8" in text.lower():
+        stored = json.loads(text)  # Which makes one character of a whole surrogate pair.
+        if not all(map(_is_text, _texts(stored))):
             raise asyncpg.UntranslatableCharacterError("unsupported Unicode escape sequence")
-        return json.loads(text)
+        return stored
     if kind not in _KINDS:
         raise NotImplementedError(f"no model of the type {kind}")
     value, is_odd = given, isinstance(given, bool) and kind != "BOOLEAN"
