@@ -44,6 +44,11 @@ class SimTask(_Numbered, asyncio.Task):  # type: ignore[type-arg]
 
     rank = 0.0
 
+    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        # First: asyncio hashes a task as it is made, for its own set of all tasks.
+        self.number = number
+        super().__init__(coro, **options)
+
 
 class SimFuture(_Numbered, asyncio.Future):  # type: ignore[type-arg]
     """A future with a number."""
@@ -104,8 +109,8 @@ class SimLoop(asyncio.BaseEventLoop):
         number = self._next_number()
         # asyncio's own names go on counting from one run to the next.
         name = options.pop("name", None) or f"t{number}"
-        task = SimTask(coro, loop=self, name=name, **options)
-        task.number, task.rank = number, self._rng.random()
+        task = SimTask(number, coro, loop=self, name=name, **options)
+        task.rank = self._rng.random()
         self.tasks.append(task)
         return task
 
