@@ -54,6 +54,41 @@ class SimFuture(_Numbered, asyncio.Future):  # type: ignore[type-arg]
     """A future with a number."""
 
 
+class SimHandle(asyncio.TimerHandle):
+    """What is to be called, at once or at a time; some are made at every step.
+
+    asyncio's own asks its loop for the debug mode again and again.
+
+    Attributes:
+        task: Whose step it is; None for a plain callback.
+    """
+
+    __slots__ = ("task",)
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: SimLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._when = when
+        self._callback: Any = callback
+        self._args: Any = args
+        self._loop = loop
+        self._context = contextvars.copy_context() if context is None else context
+        self._cancelled = self._scheduled = False
+        self._repr = self._source_traceback = None
+        owner = getattr(callback, "__self__", None)
+        self.task = owner if isinstance(owner, SimTask) else None
+
+    def cancel(self) -> None:
+        """It will not be called; the loop finds out when it is due."""
+        self._cancelled = True
+        self._callback = self._args = None
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """See the module.
 
@@ -75,8 +110,8 @@ class SimLoop(asyncio.BaseEventLoop):
         keep_trace: bool = False,
     ) -> None:
         super().__init__()
-        self._ready: list[asyncio.Handle] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: list[SimHandle] = []
+        self._timers: list[tuple[float, int, SimHandle]] = []
         self._now = 0.0
         self._rng = rng
         self._policy = policy
@@ -86,7 +121,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._digest = hashlib.blake2b(digest_size=8)
         self._picks = array("d")
         self._dead: set[str] = set()
-        self._frozen: dict[str, list[asyncio.Handle]] = {}
+        self._frozen: dict[str, list[SimHandle]] = {}
         self.steps = 0
         self.tasks: list[SimTask] = []
         self.at_step: dict[int, Callable[[], None]] = {}
@@ -102,11 +137,11 @@ class SimLoop(asyncio.BaseEventLoop):
     def create_future(self) -> SimFuture:
         """As asyncio's, numbered."""
         future = SimFuture(loop=self)
-        future.number = self._next_number()
+        self._count = future.number = self._count + 1
         return future
 
     def _make_task(self, _: Any, coro: Coroutine[Any, Any, Any], **options: Any) -> SimTask:
-        number = self._next_number()
+        self._count = number = self._count + 1
         # asyncio's own names go on counting from one run to the next.
         name = options.pop("name", None) or f"t{number}"
         task = SimTask(number, coro, loop=self, name=name, **options)
@@ -114,26 +149,28 @@ class SimLoop(asyncio.BaseEventLoop):
         self.tasks.append(task)
         return task
 
-    def _next_number(self) -> int:
-        self._count += 1
-        return self._count
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> SimHandle:
+        """As asyncio's."""
+        if self._closed:  # type: ignore[attr-defined]
+            raise RuntimeError("Event loop is closed")
+        handle = SimHandle(self._now, callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
-    def call_at(
-        self, when: float, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> SimHandle:
+        """The same: there are no threads."""
+        return self.call_soon(callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> SimHandle:
         """As asyncio's; timers of the same time fire in the order in which they were set."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, self._next_number(), timer))
+        timer = SimHandle(when, callback, args, self, context)
+        self._count = number = self._count + 1
+        heapq.heappush(self._timers, (when, number, timer))
         return timer
 
-    def call_later(
-        self, delay: float, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> SimHandle:
         """As asyncio's."""
         return self.call_at(self._now + delay, callback, *args, context=context)
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """There are no threads here: what runs in one needs a model."""
@@ -146,7 +183,7 @@ class SimLoop(asyncio.BaseEventLoop):
         pass
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._timers
+        ready, timers, is_fifo = self._ready, self._timers, self._policy == "fifo"
         while not self._stopping:  # type: ignore[attr-defined]
             while timers and timers[0][2]._cancelled:
                 heapq.heappop(timers)
@@ -156,47 +193,54 @@ class SimLoop(asyncio.BaseEventLoop):
                 self._now = max(self._now, timers[0][0])
             while timers and timers[0][0] <= self._now:
                 ready.append(heapq.heappop(timers)[2])
-            self._step(ready.pop(self._picked(ready) if len(ready) > 1 else 0))
+            self._step(ready.pop(0 if is_fifo or len(ready) == 1 else self._picked(ready)))
 
-    def _step(self, handle: asyncio.Handle) -> None:
+    def _step(self, handle: SimHandle) -> None:
         if handle._cancelled:
             return
-        process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
-        if process in self._dead:
-            return
-        if process in self._frozen:
-            self._frozen[process].append(handle)
-            return
-        self.steps += 1
-        if self.steps in self.at_step:
-            self.at_step.pop(self.steps)()
+        context, callback, args = handle._context, handle._callback, handle._args
+        if self._dead or self._frozen:
+            process = context.get(PROCESS)
             if process in self._dead:
                 return
-        task = _task_of(handle)
-        self._picks.extend((self._now, task.number if task else 0.0))
+            if process in self._frozen:
+                self._frozen[process].append(handle)
+                return
+        self.steps = step = self.steps + 1
+        if step in self.at_step:
+            self.at_step.pop(step)()
+            if context.get(PROCESS) in self._dead:
+                return
+        task = handle.task
+        self._picks.append(self._now)
+        self._picks.append(0.0 if task is None else task.number)
         if self.trace is not None:
-            name = task.get_name() if task else "-"
-            self.trace.append(f"{self._now:.6f} {process} step {name}")
-        handle._run()
+            name = "-" if task is None else task.get_name()
+            self.trace.append(f"{self._now:.6f} {context.get(PROCESS)} step {name}")
+        try:
+            context.run(callback, *args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as asyncio's: its handler judges
+            what = getattr(callback, "__qualname__", callback)
+            self.call_exception_handler({"message": f"callback {what}", "exception": error})
         if self._step_seconds:
             self._now += self._step_seconds
             if self._stall_share and self._rng.random() < self._stall_share:
                 self._now += self._rng.random() * STALL_SECONDS
 
-    def _picked(self, ready: list[asyncio.Handle]) -> int:
-        if self._policy == "fifo":
-            return 0
+    def _picked(self, ready: list[SimHandle]) -> int:
         if self._policy == "random":
             index = self._rng.randrange(len(ready))
         else:
-            ranks = [2.0 if (task := _task_of(one)) is None else task.rank for one in ready]
+            ranks = [2.0 if one.task is None else one.task.rank for one in ready]
             index = ranks.index(max(ranks))
-            if self._rng.random() < SWAP_SHARE and (task := _task_of(ready[index])) is not None:
+            if self._rng.random() < SWAP_SHARE and (task := ready[index].task) is not None:
                 task.rank = self._rng.random() - 1
-        if _task_of(ready[index]) is None:
+        if ready[index].task is None:
             # asyncio promises an order to plain callbacks, and its own code relies on it. Of tasks
             # it promises nothing.
-            return next(at for at, one in enumerate(ready) if _task_of(one) is None)
+            return next(at for at, one in enumerate(ready) if one.task is None)
         return index
 
     # What a world asks of it
@@ -258,8 +302,3 @@ class SimLoop(asyncio.BaseEventLoop):
         self._ready.clear()
         self._timers.clear()
         self.close()
-
-
-def _task_of(handle: asyncio.Handle) -> SimTask | None:
-    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-    return owner if isinstance(owner, SimTask) else None

@@ -99,7 +99,8 @@ class Known:
 
     def missing(self) -> list[Item]:
         """What is not out."""
-        return [item for item in self.truth.items if not self.count_of(item)]
+        out = self.truth.out
+        return [item for item in self.truth.items if item.number not in out]
 
 
 class Violated(Exception):
@@ -233,8 +234,9 @@ class Reference:
             known.completed = max(known.completed, end)
 
     def _require(self, known: Known, items: Iterable[Item], why: str) -> None:
+        out = known.truth.out
         for item in items:
-            if not known.count_of(item):
+            if item.number not in out:
                 raise Violated(f"lost: {why} {known.truth.id_of(item)} ({item.kind})")
 
     def _permission(self, record: Any) -> None:

@@ -37,6 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = structlog.get_config()
     install()
     yield
+    gc.unfreeze()
     gc.enable()
     gc.collect()
     logging.disable(logging.NOTSET)

@@ -201,15 +201,15 @@ class _Request:
             self._wire.later(0.0, self._arrive, lost, back)
 
     def _answer(self, seconds: float, result: Any, error: Exception | None) -> None:
-        def take() -> None:
-            if self.reply.done():
-                return
-            if error is None:
-                self.reply.set_result(result)
-            else:
-                self.reply.set_exception(error)
+        self._wire.later(seconds, self._take, result, error)
 
-        self._wire.later(seconds, take)
+    def _take(self, result: Any, error: Exception | None) -> None:
+        if self.reply.done():
+            return
+        if error is None:
+            self.reply.set_result(result)
+        else:
+            self.reply.set_exception(error)
 
     def _break(self, back: float) -> None:
         """The connection breaks: the client can't know on which way."""

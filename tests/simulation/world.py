@@ -539,6 +539,9 @@ def install() -> None:
     logging.disable(logging.CRITICAL)
     # What the processes that were killed leave behind closes when it is collected.
     sys.unraisablehook = lambda _: None
+    # What is imported lives as long as the process: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 def run(seed: int, plan: Plan | None = None, *, size: str = "full", trace: bool = False) -> Outcome:
