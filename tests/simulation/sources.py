@@ -36,6 +36,9 @@ PLATFORM = "sim"
 FUTURE = timedelta(days=1)
 BACKLOG_SECONDS = 3600
 RETENTION = timedelta(hours=2)
+LATE_SECONDS_MAX = 120.0
+"""However far back a connector looks: a world that waits an hour for one event runs through 100,000
+steps in which nobody does anything."""
 EVENTS = ("event", "malformed", "altered")
 ODD = {
     "plain": ("malformed", "altered"),
@@ -113,7 +116,7 @@ class Truth:
         """How late an event may be without being missed, in seconds."""
         plan = self.plan
         if plan["kind"] == "plain":
-            return max(0.0, float(plan["late"]) * (self.lookback - 2))
+            return min(LATE_SECONDS_MAX, max(0.0, float(plan["late"]) * (self.lookback - 2)))
         if plan["kind"] == "windowed":
             return max(0.0, float(plan["late"]) * (plan["settle"] + plan["relook"] - 2))
         return 60.0 * float(plan["late"])  # A cursor follows the order in which things appear.
