@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from random import Random
@@ -880,6 +881,7 @@ def _proxy(settings: HttpSettings, verify: ssl.SSLContext | bool) -> httpx2.Prox
     return proxy
 
 
+@cache
 def _version() -> str:
     try:
         return importlib.metadata.version("verity-stream")

@@ -303,7 +303,8 @@ class Kafka:
 
     def is_led(self, log: Log) -> bool:
         """Whether a partition has a leader now."""
-        return self.wire.loop.time() >= self.leaders_away_until.get(log.broker, 0.0)
+        away_until = self.leaders_away_until
+        return not away_until or self.wire.loop.time() >= away_until.get(log.broker, 0.0)
 
     def ask_leader(self, log: Log) -> None:
         """Raise `Retry` where it has none."""

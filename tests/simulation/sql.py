@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import sqlglot
@@ -31,8 +31,7 @@ Evaluate = Callable[["Env"], Any]
 Statement = Callable[["Session", Sequence[Any]], "Answer"]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a statement returned: rows, and the tag of what was done."""
 
     rows: list[Row]
@@ -140,8 +139,11 @@ class Session:
     def rows(self, name: str) -> Iterator[tuple[Any, Row]]:
         """What this transaction sees of a table, with the keys."""
         table = self.database.table(name)
+        if not self._written:
+            yield from table.rows.items()
+            return
         for key, row in table.rows.items():
-            seen = self._written.get((name, key), row) if self._written else row
+            seen = self._written.get((name, key), row)
             if seen is not None:
                 yield key, seen
         for (other, key), written in self._written.items():
@@ -199,6 +201,7 @@ class Session:
         self._written[table.name, key] = None
 
     def _check(self, table: Table, row: Row) -> None:
+        env = Env(self, (), {"": row})
         for column in table.columns.values():
             value = row[column.name]
             if value is None:
@@ -208,7 +211,7 @@ class Session:
                     )
             else:
                 row[column.name] = _stored(column.kind, value)
-            if column.check is not None and column.check(Env(self, (), {"": row})) is False:
+            if column.check is not None and column.check(env) is False:
                 raise asyncpg.CheckViolationError(
                     f'new row for relation "{table.name}" violates a check of "{column.name}"'
                 )
@@ -244,6 +247,15 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "BYTEA": bytes,
     "VARBINARY": bytes,
 }
+_PLAIN: Mapping[str, type] = {
+    "TEXT": str,
+    "INT": int,
+    "SMALLINT": int,
+    "BOOLEAN": bool,
+    "DOUBLE": float,
+    "BYTEA": bytes,
+}
+"""What stays as it is given; by far most of all values."""
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -268,6 +280,8 @@ def _stored(kind: str, given: Any) -> Any:
     Raises:
         DataError: asyncpg finds another type, as it does before anything is sent.
     """
+    if type(given) is _PLAIN.get(kind) and not (kind == "TEXT" and "\0" in given):
+        return given
     if kind == "JSONB":
         text = json.dumps(given)
         if "NaN" in text or "Infinity" in text:
@@ -355,14 +369,14 @@ def _select(node: exp.Select) -> Statement:
         for (alias, table), (side, columns) in zip(others, joins, strict=True):
             envs = list(_joined(session, args, envs, before, alias, table, side, columns))
             before.append(alias)
-        for env in envs:
-            if shared:
-                values = {}
-                for name in shared:
-                    held = (row[name] for row in env.rows.values() if row and name in row)
-                    values[name] = next(held, None)
+        if shared:
+            for env in envs:
+                held = [row for row in env.rows.values() if row]
+                values = {
+                    name: next((row[name] for row in held if name in row), None) for name in shared
+                }
                 env.rows = {"": values, **env.rows}
-        return [env for env in envs if where is None or where(env)]
+        return envs if where is None else [env for env in envs if where(env)]
 
     def run(session: Session, args: Sequence[Any]) -> Answer:
         envs = found(session, args)
@@ -400,8 +414,8 @@ def _joined(
     side: str,
     columns: list[str],
 ) -> Iterator[Env]:
-    def shared_by(row: Row | None) -> tuple[Any, ...]:
-        return tuple(row and row.get(name) for name in columns)
+    def shared_by(row: Row) -> tuple[Any, ...]:
+        return tuple([row.get(name) for name in columns])
 
     found: dict[tuple[Any, ...], list[Row]] = {}
     for _, row in session.rows(table):
@@ -577,7 +591,9 @@ def _returned(nodes: Sequence[exp.Expression]) -> Callable[[Env], Row]:
 
 def _loaded(value: Any) -> Any:
     """JSON comes as an object of its own with every read."""
-    return json.loads(json.dumps(value)) if isinstance(value, dict | list) else value
+    if type(value) is dict:
+        return {name: _loaded(one) for name, one in value.items()}
+    return [_loaded(one) for one in value] if type(value) is list else value
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:

@@ -97,8 +97,9 @@ class Wire:
 
     def delay(self) -> float:
         """What one way takes, in seconds."""
-        slow = bool(self.slow_share) and self.rng.random() < self.slow_share
-        return self.rng.random() * (SLOW_SECONDS if slow else self.seconds)
+        if self.slow_share and self.rng.random() < self.slow_share:
+            return self.rng.random() * SLOW_SECONDS
+        return self.rng.random() * self.seconds
 
     def later(self, seconds: float, step: Callable[..., Any], *args: Any) -> None:
         """Something that the server does by itself, after so many seconds."""

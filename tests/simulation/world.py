@@ -488,10 +488,19 @@ class World:
         return None
 
 
+class _Settings(StreamSettings):
+    """From what is given and nothing else: an environment is no part of a seed."""
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, init_settings: Any, **__: Any) -> tuple[Any, ...]:
+        """Look nowhere else."""
+        return (init_settings,)
+
+
 @cache
 def settings_of(changed: bytes) -> StreamSettings:
     """The settings as people have them, but for what a plan changes."""
-    return StreamSettings(worker_name="sim", **orjson.loads(changed))
+    return _Settings(worker_name="sim", **orjson.loads(changed))
 
 
 @cache
