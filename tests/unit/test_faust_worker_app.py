@@ -327,8 +327,9 @@ async def test_a_stop_while_starting_ends_the_start_and_stops_the_runner(
     monkeypatch.setattr(faust_app, "ensure_topics", nothing)
     runner.slow["start"] = 60
     starting = asyncio.ensure_future(app.on_first_start())
-    await asyncio.sleep(0.01)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
+        while runner.calls != ["start"]:
+            await asyncio.sleep(0.01)
         await app.on_stop()
         await starting
     assert runner.calls == ["start", ("hold", True), "stop"]
