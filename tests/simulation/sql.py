@@ -271,6 +271,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _is_text(text: str) -> bool:
     """Whether Postgres has it as one: no NUL, no half of a surrogate pair."""
+    if text.isascii():
+        return "\0" not in text
     return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
