@@ -7,6 +7,7 @@ learns of it late. `Member` is the worker's side, and drives the product's real 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from random import Random
 
 from simulation.wire import Retry, Wire
@@ -23,10 +24,19 @@ class Group:
     Args:
         partitions: How many there are to share.
         session_seconds: Whoever is silent for longer is out.
+        on_shared: Hears who owns each partition in a new generation.
     """
 
-    def __init__(self, wire: Wire, rng: Random, partitions: int, session_seconds: float) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        rng: Random,
+        partitions: int,
+        session_seconds: float,
+        on_shared: Callable[[Mapping[int, str]], None] = lambda _: None,
+    ) -> None:
         self.wire = wire
+        self._on_shared = on_shared
         self.session_seconds = session_seconds
         self._rng = rng
         self._partitions = partitions
@@ -82,6 +92,7 @@ class Group:
         self._generation += 1
         self._preparing_since = None
         self.wire.loop.note("group", self._generation, *members)
+        self._on_shared({place: one for one, places in owned.items() for place in places})
 
     def _look(self) -> None:
         now = self.wire.loop.time()
@@ -107,6 +118,14 @@ class Member:
         self._name = name
         self._driver = driver
         self._heard_at = group.wire.loop.time()
+        self._sharing_since: float | None = self._heard_at
+
+    @property
+    def unsure_since(self) -> float | None:
+        """Since when it can't know what it owns: others may be given it; None where it knows."""
+        if self._sharing_since is not None:
+            return self._sharing_since
+        return None if self.is_in_group else self._heard_at + self._group.session_seconds
 
     @property
     def is_in_group(self) -> bool:
@@ -117,12 +136,14 @@ class Member:
         """Join, and again whenever the group shares anew."""
         group, name, wire = self._group, self._name, self._group.wire
         while True:
+            self._sharing_since = wire.loop.time()
             self._driver.rebalance_started()
             await self._driver.revoked()
             generation, partitions = await wire.send(
                 f"join {name}", lambda: group.join(name), is_patient=True
             )
             self._heard_at = wire.loop.time()
+            self._sharing_since = None
             self._driver.assigned(partitions)
             is_standing = True
             while is_standing:

@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncpg
 
+from simulation.loop import PROCESS
 from simulation.sql import FUNCTION, Answer, Database, Row, Session, Table, migrate
 from simulation.wire import BEGIN, Wire
 from verity_stream.database import migrations
@@ -137,15 +138,17 @@ class Postgres:
 
     Attributes:
         skew: How far the server's clock is from the world's.
+        asking: The process whose statement is run.
     """
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
+        self.asking = ""
         self.skew = timedelta(0)
         schema = _schema()
         self.database = Database(lambda: wire.now() + self.skew)
         self.database.before_update = schema.before_update
-        self.database.after_write = schema.after_write
+        self.database.after_write = {name: [*all_] for name, all_ in schema.after_write.items()}
         self.database.tables = {
             name: Table(name, one.columns, one.key, one.identity, dict(one.rows))
             for name, one in schema.tables.items()
@@ -159,6 +162,11 @@ class Postgres:
     def checkpoints(self) -> dict[str, Row]:
         """The rows of `connector_checkpoints`, to look at."""
         return self.rows("connector_checkpoints")
+
+    def watch(self, table: str, look: Callable[[str, Row | None, Row], None]) -> None:
+        """Whenever a row is written: who did it, the row before, the row after."""
+        looks = self.database.after_write.setdefault(table, [])
+        looks.append(lambda _, before, after: look(self.asking, before, after))
 
     def run(self, sql: str, *args: Any) -> Answer:
         """A statement of somebody who sits at the server; a trigger sees it as any other."""
@@ -387,9 +395,15 @@ class Connection:
         return answer
 
     async def _ask(self, sql: str, effect: Callable[[], Any], timeout: float | None) -> Any:
+        postgres, process = self._postgres, PROCESS.get()
+
+        def asked() -> Any:
+            postgres.asking = process
+            return effect()
+
         try:
-            return await self._postgres.wire.send(
-                f"sql {sql.split(None, 1)[0]}", effect, timeout=timeout or self._seconds
+            return await postgres.wire.send(
+                f"sql {sql.split(None, 1)[0]}", asked, timeout=timeout or self._seconds
             )
         except ConnectionResetError as error:
             self.close_transaction()  # The server undoes what was not committed.

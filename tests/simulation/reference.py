@@ -28,6 +28,9 @@ from verity_stream.records import (
 PAUSE_SECONDS = 20.0
 """So long a pause takes at most where nothing else happens."""
 
+UNSURE_SECONDS = 5.0
+"""What was started before a worker stopped knowing what it owns has claimed within this."""
+
 CAUSES: Mapping[str, frozenset[str]] = {
     "relay.database_behind": frozenset({"restored"}),
     "relay.topic_behind": frozenset({"deleted"}),
@@ -70,6 +73,11 @@ class Known:
         allowed: How often it may be.
         passed, completed: How much of the truth, by time, a checkpoint was held against.
         wish: After a move back: where to, and how often each thing was out before.
+        claims: How often a start claimed it.
+        claimed_by: The process that did so last.
+        owner: The process that its group gave it to.
+        has_moved: Whether another had been given it since the last claim.
+        restart_after: How often it had been claimed when a restart was asked for.
     """
 
     truth: Truth
@@ -83,6 +91,11 @@ class Known:
     wish: tuple[datetime, list[int]] | None = None
     paused_at: float | None = None
     is_snapshot_due: bool = False
+    claims: int = 0
+    claimed_by: str = ""
+    owner: str = ""
+    has_moved: bool = False
+    restart_after: int | None = None
 
     def __post_init__(self) -> None:
         count = len(self.truth.items)
@@ -260,6 +273,48 @@ class Reference:
                 raise Violated("snapshot: partial, and nothing was denied")
             known.is_snapshot_due = False
 
+    # Who runs what
+
+    def shared(self, name: str, owner: str) -> None:
+        """A new generation of the group gives a connector to a process."""
+        known = self.known[name]
+        known.has_moved |= known.owner != owner
+        known.owner = owner
+
+    def claimed(self, name: str, process: str, unsure_seconds: float) -> None:
+        """A process starts a connector.
+
+        Args:
+            unsure_seconds: For how long it has not known any more what it owns.
+
+        Raises:
+            Violated: It doesn't know that it owns it, or it ran it all the while.
+        """
+        known, causes = self.known[name], self._facts.causes
+        known.claims += 1
+        if unsure_seconds > UNSURE_SECONDS and "slow" not in causes:
+            raise Violated(
+                f"placement: {process} starts {name}, and has not known for "
+                f"{unsure_seconds:.1f} s whether it owns it"
+            )
+        is_again = known.claimed_by == process and not known.has_moved
+        if is_again and self._facts.is_exact and "ended" not in causes:
+            raise Violated(f"placement: {process} starts {name} again, which had stayed with it")
+        known.claimed_by, known.has_moved = process, process != known.owner
+
+    def reported(self, name: str, process: str, state: str, error: str | None) -> None:
+        """A process says how a connector fares.
+
+        Raises:
+            Violated: It says that another has taken over, and none has.
+        """
+        if state != "stopped" or not (error or "").startswith("Fenced"):
+            return
+        if self.known[name].claimed_by == process and "restored" not in self._facts.causes:
+            raise Violated(
+                f"status: {process} says of {name} {error!r}, and nobody else claimed it"
+            )
+
     # What operators and faults did
 
     def happened(self, what: str) -> bool:
@@ -285,6 +340,7 @@ class Reference:
             known.wish = None
             known.paused_at = None
             known.is_snapshot_due = False
+            known.restart_after = None
         self._free_all()
 
     def checkpoints_deleted(self) -> None:
@@ -351,6 +407,8 @@ class Reference:
                 found.append(f"the row of {name} differs from the topic")
             if known.is_snapshot_due:
                 found.append(f"no snapshot of {name}")
+            if known.restart_after is not None and known.claims <= known.restart_after:
+                found.append(f"{name} was not started anew, as was asked for")
             if known.wish is not None:
                 to, before = known.wish
                 again = [

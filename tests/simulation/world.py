@@ -35,6 +35,7 @@ from verity_stream.clients import Clients
 from verity_stream.database import Pools
 from verity_stream.driver import Driver
 from verity_stream.operation import OperationStore
+from verity_stream.placement import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
@@ -53,6 +54,9 @@ BUSY = frozenset(
     }
 )
 """Acts beside which nobody promises how soon a pause takes."""
+
+ENDS_NOTHING = frozenset({"kill", "terminate", "rebalance", "snapshot"})
+"""Acts after which what runs on another worker, and stays there, has no reason to start again."""
 
 
 class World:
@@ -84,7 +88,10 @@ class World:
             self._rng("group"),
             self.settings.checkpoint_partitions,
             self.settings.session_timeout_seconds,
+            self._on_shared,
         )
+        self.postgres.watch("connector_checkpoints", self._on_checkpoint_row)
+        self.postgres.watch("connector_status", self._on_status_row)
         self.options = {
             f"c{number}": (KINDS[one["kind"]], options_of(plan["poll_every"], one["lookback"]))
             for number, one in enumerate(plan["connectors"])
@@ -110,6 +117,8 @@ class World:
         self.skews = [timedelta(0)] * plan["workers"]
         self.lives = [""] * plan["workers"]
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._members: dict[str, Member] = {}
+        self._thawed_at: dict[str, float] = {}
         self._at_commit: list[asyncio.Future[None]] = []
         self._life = self._snapshot_count = 0
         self._controls: asyncio.Lock | None = None
@@ -123,12 +132,15 @@ class World:
         causes = set()
         connectors = self.plan["connectors"]
         wires = self.plan["kafka"], self.plan["postgres"]
+        is_slow = any(one["slow_share"] or one["lost_share"] for one in wires)
+        fails = any(one["error_share"] or one["hangs"] or one["leaks"] for one in connectors)
         for cause, is_drawn in (
             ("busy", bool(kinds & BUSY) or any(one["hangs"] for one in connectors)),
             ("odd", any(one["odd_share"] for one in connectors)),
             ("windowed", any(one["kind"] == "windowed" for one in connectors)),
             ("denied", any(one["denied_share"] for one in connectors)),
-            ("slow", any(one["slow_share"] or one["lost_share"] for one in wires)),
+            ("slow", is_slow),
+            ("ended", is_slow or fails or kinds - ENDS_NOTHING),
         ):
             if is_drawn:
                 causes.add(cause)
@@ -153,6 +165,26 @@ class World:
         at_commit, self._at_commit = self._at_commit, []
         for waiting in at_commit:
             waiting.set_result(None)
+
+    def _on_checkpoint_row(self, process: str, before: Any, after: Any) -> None:
+        if before is not None and before["epoch"] == after["epoch"]:
+            return
+        now, member = self.loop.time(), self._members.get(process)
+        since = None if member is None else member.unsure_since
+        if since is not None:  # One that was frozen has not had that time.
+            since = max(since, self._thawed_at.get(process, 0.0))
+        unsure_seconds = 0.0 if since is None else now - since
+        name = after["connector_id"]
+        self.check(lambda: self.reference.claimed(name, process, unsure_seconds))
+
+    def _on_status_row(self, process: str, _: Any, after: Any) -> None:
+        name, state, error = after["connector_id"], after["state"], after["last_error"]
+        self.check(lambda: self.reference.reported(name, process, state, error))
+
+    def _on_shared(self, owners: Mapping[int, str]) -> None:
+        for name in self.truths:
+            place = partition_for(name, self.settings.checkpoint_partitions)
+            self.reference.shared(name, owners[place])
 
     def check(self, promise: Callable[[], None]) -> None:
         """Hold the world against the reference."""
@@ -207,7 +239,7 @@ class World:
 
     async def _worker(self, index: int, process: str) -> None:
         driver = Driver(partial(self._runner, index, process), is_fenced=self.is_exact)
-        member = Member(self.group, process, driver)
+        member = self._members[process] = Member(self.group, process, driver)
         joining: asyncio.Task[Any] | None = None
         try:
             await driver.start()
@@ -287,6 +319,7 @@ class World:
         if process:
             self.loop.freeze(process)
             await asyncio.sleep(act["seconds"])
+            self._thawed_at[process] = self.loop.time()
             self.loop.thaw(process)
 
     async def _away(self, wire: Wire, seconds: float) -> None:
@@ -411,6 +444,8 @@ class World:
             await self._set_paused(name, is_paused=False)
 
     async def _restart(self, act: Plan, _: int, name: str) -> None:
+        known = self.reference.known[name]
+        known.restart_after = known.claims
         await self._operate(
             lambda pool: SteeringStore(pool).request_restart(name, who=OPERATOR, reason=None)
         )
