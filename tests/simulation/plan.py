@@ -34,6 +34,17 @@ ACTS = {
 }
 """What may befall a world, and how often against each other."""
 
+TAKE_OVERS = {
+    "starter_frozen": 4,
+    "crossed": 4,
+    "crash_edit": 4,
+    "stopped_in_hand": 3,
+    "restart_unsure": 3,
+}
+"""What needs several things at one moment, which would hardly ever meet by themselves."""
+ALONE = {"crash_edit": 1, "stopped_in_hand": 1}
+"""Those that one worker can meet."""
+
 
 def draw(seed: int, size: str = "full") -> Plan:
     """The plan of a seed.
@@ -74,7 +85,26 @@ def draw(seed: int, size: str = "full") -> Plan:
     }
     if is_small:
         plan |= {"workers": 1, "connectors": connectors[:1], "acts": acts[:1]}
+    _add_take_over(Random(f"{seed}:take-over"), plan, is_small=is_small)
+    for number, one in enumerate(plan["connectors"]):
+        _add_outage(Random(f"{seed}:outage:{number}"), one)
     return plan
+
+
+def _add_take_over(rng: Random, plan: Plan, *, is_small: bool) -> None:
+    """From a stream of its own, as all that was added later: the rest of a seed stays as it was."""
+    act = _act(rng, TAKE_OVERS if plan["workers"] > 1 else ALONE)
+    # Longer than a session, most often.
+    act["seconds"] = _log(rng, 5, 40)
+    if rng.random() < 0.2 and not (is_small and plan["acts"]):
+        plan["acts"].append(act)
+
+
+def _add_outage(rng: Random, connector: Plan) -> None:
+    """The source fails for so long, from then on."""
+    outage = [rng.choice((1.0, 20.0)) * rng.random(), _log(rng, 5, 60)]
+    if rng.random() < 0.1:
+        connector["outage"] = outage
 
 
 def _log(rng: Random, low: float, high: float) -> float:
@@ -89,7 +119,7 @@ def _settings(rng: Random, page_wait: float) -> Plan:
         "checkpoint_partitions": int(_log(rng, 1, 24)),
         "fetch_timeout": rng.choice((300.0, 15.0)),
         "transaction_timeout": rng.choice((60.0, 60.0, 10.0)),
-        "delivery": "at_least_once" if rng.random() < 0.1 else "exactly_once",
+        "delivery": "at_least_once" if rng.random() < 0.3 else "exactly_once",
     }
 
 

@@ -969,10 +969,10 @@ def shown_is_progress(ground: Ground) -> None:
     """The back-off begins anew with whatever is shown as running."""
 
     def make(before: Any) -> Any:
-        def take_result(self: Any, one: Any, now: Any) -> None:
+        def take_result(self: Any, one: Any) -> None:
             if one.task is not None and one.status.state in (State.CAUGHT_UP, State.RUNNING):
                 one.failures = 0
-            before(self, one, now)
+            before(self, one)
 
         return take_result
 

@@ -6,6 +6,7 @@ product it knows the topics and what stands in their records, as any consumer do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,8 +29,11 @@ from verity_stream.records import (
 PAUSE_SECONDS = 20.0
 """So long a pause takes at most where nothing else happens."""
 
-UNSURE_SECONDS = 5.0
+UNSURE_SECONDS = 3.0
 """What was started before a worker stopped knowing what it owns has claimed within this."""
+
+POSITION = ("last_ts", "cursor", "complete_through")
+COUNTS = ("event_count", "dead_count", "gap_count")
 
 CAUSES: Mapping[str, frozenset[str]] = {
     "relay.database_behind": frozenset({"restored"}),
@@ -53,7 +57,8 @@ class Facts:
         page_events: A page's size, as the settings say.
         worker_count: How many may hold something of a source: one of them may be a zombie.
         is_exact: Whether pages are transactions.
-        causes: What was drawn that may cause an alarm.
+        causes: What was drawn that may cause an alarm, and what has happened.
+        crashes: What leaves a page half published, where pages are no transactions.
         now: The world's clock, in seconds.
     """
 
@@ -61,6 +66,7 @@ class Facts:
     worker_count: int
     is_exact: bool
     causes: set[str]
+    crashes: frozenset[str]
     now: Callable[[], float]
 
 
@@ -73,7 +79,10 @@ class Known:
         allowed: How often it may be.
         passed, completed: How much of the truth, by time, a checkpoint was held against.
         wish: After a move back: where to, and how often each thing was out before.
-        claims: How often a start claimed it.
+        was_moved: Whether anybody moved its position, or took a view of it away.
+        sealed: Without transactions: what was out as its owner published a checkpoint.
+        claims, epoch: How often a start claimed it, and what the last one got.
+        tries: How many of those in a row were a process's own while the source failed.
         claimed_by: The process that did so last.
         owner: The process that its group gave it to.
         has_moved: Whether another had been given it since the last claim.
@@ -91,7 +100,11 @@ class Known:
     wish: tuple[datetime, list[int]] | None = None
     paused_at: float | None = None
     is_snapshot_due: bool = False
+    was_moved: bool = False
+    sealed: set[int] = field(default_factory=set)
     claims: int = 0
+    epoch: int = 0
+    tries: int = 0
     claimed_by: str = ""
     owner: str = ""
     has_moved: bool = False
@@ -160,7 +173,7 @@ class Reference:
                 if known.count_of(item):
                     known.truth.out.add(number)
                     known.truth.outstanding.discard(number)
-                if counts[number] > known.allowed[number] and self._facts.is_exact:
+                if counts[number] > known.allowed[number]:
                     raise Violated(f"repeated: {topic} has {known.truth.id_of(item)} once more")
         if self._facts.is_exact and (by_topic or seals):
             self._check_whole(seals, taken)
@@ -210,8 +223,17 @@ class Reference:
         """What a checkpoint passes is out, with it or before it."""
         truth, before = known.truth, known.last
         known.last = seal
-        if before is not None and seal["version"] <= before["version"] and self._facts.is_exact:
+        if not self._facts.is_exact and seal["epoch"] == known.epoch:  # Else it is a zombie's.
+            known.sealed |= {item.number for item in truth.items if known.count_of(item)}
+        # Without transactions a zombie's may come late; its epoch tells.
+        must_ascend = before is not None and (
+            self._facts.is_exact or seal["epoch"] == before["epoch"]
+        )
+        if before is not None and must_ascend and seal["version"] <= before["version"]:
             raise Violated(f"versions: {seal['version']} after {before['version']}")
+        is_new = before is None or any(seal[name] != before[name] for name in POSITION)
+        if not (is_new or known.was_moved or any(seal[name] for name in COUNTS)):
+            raise Violated(f"idle: version {seal['version']} of {truth.name} tells nothing new")
         if known.paused_at is not None and "busy" not in self._facts.causes:
             seconds = self._facts.now() - known.paused_at
             if seconds > PAUSE_SECONDS:
@@ -281,7 +303,7 @@ class Reference:
         known.has_moved |= known.owner != owner
         known.owner = owner
 
-    def claimed(self, name: str, process: str, unsure_seconds: float) -> None:
+    def claimed(self, name: str, process: str, epoch: int, unsure_seconds: float) -> None:
         """A process starts a connector.
 
         Args:
@@ -291,8 +313,12 @@ class Reference:
             Violated: It doesn't know that it owns it, or it ran it all the while.
         """
         known, causes = self.known[name], self._facts.causes
-        known.claims += 1
-        if unsure_seconds > UNSURE_SECONDS and "slow" not in causes:
+        known.claims, known.epoch = known.claims + 1, epoch
+        if not self._facts.is_exact and causes & self._facts.crashes:
+            # Two may have it in hand now, the one before and this one.
+            for number in range(len(known.allowed)):
+                known.allowed[number] += number not in known.sealed
+        if unsure_seconds > UNSURE_SECONDS and not causes & {"slow", "row_locked"}:
             raise Violated(
                 f"placement: {process} starts {name}, and has not known for "
                 f"{unsure_seconds:.1f} s whether it owns it"
@@ -300,6 +326,13 @@ class Reference:
         is_again = known.claimed_by == process and not known.has_moved
         if is_again and self._facts.is_exact and "ended" not in causes:
             raise Violated(f"placement: {process} starts {name} again, which had stayed with it")
+        outage_seconds = known.truth.outage_seconds
+        known.tries = known.tries + 1 if is_again and outage_seconds else 0
+        # One was under way as it began, and what was in hand then may have been progress.
+        if known.tries > 3 + math.log2(1 + 2 * outage_seconds) and "asked" not in causes:
+            raise Violated(
+                f"back-off: {known.tries} starts of {name} in {outage_seconds:.0f} s of failures"
+            )
         known.claimed_by, known.has_moved = process, process != known.owner
 
     def reported(self, name: str, process: str, state: str, error: str | None) -> None:
@@ -325,7 +358,7 @@ class Reference:
     def moved(self, name: str, to: datetime) -> None:
         """A position was moved back: what comes after it comes again, once."""
         known = self.known[name]
-        truth = known.truth
+        truth, known.was_moved = known.truth, True
         since, first = to - timedelta(seconds=truth.lookback + 1), truth.first_since(to)
         for item in truth.items:
             if item.at >= since or item.number >= first:
@@ -338,6 +371,7 @@ class Reference:
         self._is_free |= self.happened("restored") and "deleted" in self._facts.causes
         for known in self.known.values():
             known.wish = None
+            known.was_moved = True
             known.paused_at = None
             known.is_snapshot_due = False
             known.restart_after = None
@@ -348,6 +382,7 @@ class Reference:
         self._is_free |= self.happened("deleted") and "restored" in self._facts.causes
         for known in self.known.values():
             known.last = None
+            known.was_moved = True
         self._free_all()
 
     def raw_deleted(self) -> None:

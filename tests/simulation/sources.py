@@ -179,9 +179,33 @@ class Truth:
         left = min((one.at for one in self.items[end:]), default=None)
         return None if left is None else left - timedelta(microseconds=1)
 
+    @property
+    def outage_seconds(self) -> float:
+        """For how long it has been failing; 0 where it isn't."""
+        begin, seconds = self.plan.get("outage", (0.0, 0.0))
+        now = self.now()
+        return 0.0 if self.is_calm or not begin <= now < begin + seconds else now - begin
+
+    @property
+    def outage_ends_at(self) -> float:
+        """From when on it does not fail for long any more."""
+        return float(sum(self.plan.get("outage", ())))
+
+    def begin(self) -> None:
+        """A pass begins.
+
+        Raises:
+            Unavailable: The source fails.
+        """
+        self.outstanding.clear()
+        if self.outage_seconds:
+            raise Unavailable("the source fails")
+
     async def pause(self) -> None:
         """What a request takes, and how it may end."""
         rng, plan = self.rng, self.plan
+        if self.outage_seconds:
+            raise Unavailable("the source fails")
         if not self.is_calm:
             if plan["error_share"] and rng.random() < plan["error_share"]:
                 raise Unavailable("the source says so")
@@ -226,7 +250,7 @@ class SimPlain(_Grants):
     async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
         """One pass over what is visible as it begins."""
         truth = self.truth
-        truth.outstanding.clear()
+        truth.begin()
         now = truth.now()
         first = truth.index_of(since)
         for number, one in enumerate(truth.by_time[first:]):
@@ -274,6 +298,7 @@ class SimHttp(SimPaged):
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
         super().__init__(config, kafka_producer, db_pool)
+        self._busy_count = 0
         self._api = HttpClient(
             HttpSettings(),
             platform=PLATFORM,
@@ -291,6 +316,11 @@ class SimHttp(SimPaged):
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
         truth = self.truth
+        if truth.outage_seconds:  # A gateway before it: busy, and then with a page of its own.
+            self._busy_count += 1
+            if self._busy_count % 2:
+                return httpx2.Response(429, headers={"retry-after": "1"})
+            return httpx2.Response(200, content=b"<html>")
         fault = "" if truth.is_calm else truth.rng.choice(("", "", "", "", "", "", "busy", "gone"))
         if truth.plan["error_share"] and fault == "busy":
             return httpx2.Response(429, headers={"retry-after": str(truth.rng.randrange(4))})
@@ -315,7 +345,7 @@ class SimWindowed(_Grants, PagedConnector):
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
         """One pass, slice by slice."""
         truth, clock = self.truth, self.config["clock"]
-        truth.outstanding.clear()
+        truth.begin()
         plan = truth.plan
         policy = WindowPolicy(
             settle=timedelta(seconds=plan["settle"]),

@@ -50,12 +50,13 @@ BUSY = frozenset(
     {
         *("kill", "terminate", "freeze", "database_away", "database_lost", "row_locked", "restore"),
         *("broker_away", "coordinator_moved", "leader_moved", "checkpoints_deleted", "raw_deleted"),
-        *("clock_step",),
+        *("clock_step", "starter_frozen", "crossed", "crash_edit", "stopped_in_hand"),
+        *("restart_unsure",),
     }
 )
 """Acts beside which nobody promises how soon a pause takes."""
 
-ENDS_NOTHING = frozenset({"kill", "terminate", "rebalance", "snapshot"})
+ENDS_NOTHING = frozenset({"kill", "terminate", "stopped_in_hand", "rebalance", "snapshot"})
 """Acts after which what runs on another worker, and stays there, has no reason to start again."""
 
 
@@ -109,6 +110,7 @@ class World:
                 plan["workers"],
                 self.is_exact,
                 self._causes(),
+                BUSY - {"terminate", "stopped_in_hand"} | {"slow"},
                 loop.time,
             ),
         )
@@ -119,7 +121,9 @@ class World:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._members: dict[str, Member] = {}
         self._thawed_at: dict[str, float] = {}
-        self._at_commit: list[asyncio.Future[None]] = []
+        self._at_commit: list[asyncio.Future[str]] = []
+        self._at_events: list[asyncio.Future[str]] = []
+        self._at_claim: list[asyncio.Future[tuple[str, str]]] = []
         self._life = self._snapshot_count = 0
         self._controls: asyncio.Lock | None = None
 
@@ -133,13 +137,17 @@ class World:
         connectors = self.plan["connectors"]
         wires = self.plan["kafka"], self.plan["postgres"]
         is_slow = any(one["slow_share"] or one["lost_share"] for one in wires)
-        fails = any(one["error_share"] or one["hangs"] or one["leaks"] for one in connectors)
+        fails = any(
+            one["error_share"] or one["hangs"] or one["leaks"] or "outage" in one
+            for one in connectors
+        )
         for cause, is_drawn in (
             ("busy", bool(kinds & BUSY) or any(one["hangs"] for one in connectors)),
             ("odd", any(one["odd_share"] for one in connectors)),
             ("windowed", any(one["kind"] == "windowed" for one in connectors)),
             ("denied", any(one["denied_share"] for one in connectors)),
             ("slow", is_slow),
+            ("asked", kinds & {"pause", "restart", "rewind", "restart_unsure"}),
             ("ended", is_slow or fails or kinds - ENDS_NOTHING),
         ):
             if is_drawn:
@@ -162,9 +170,11 @@ class World:
 
     def _on_commit(self, txn: Txn) -> None:
         self.check(lambda: self.reference.committed(txn.records))
-        at_commit, self._at_commit = self._at_commit, []
-        for waiting in at_commit:
-            waiting.set_result(None)
+        for topic, _, record in txn.records:
+            if topic == CHECKPOINTS_TOPIC:
+                _tell(self._at_commit, record.key.decode())
+            elif topic == raw_topic(PLATFORM):
+                _tell(self._at_events, dict(record.headers)["connector_id"].decode())
 
     def _on_checkpoint_row(self, process: str, before: Any, after: Any) -> None:
         if before is not None and before["epoch"] == after["epoch"]:
@@ -174,8 +184,9 @@ class World:
         if since is not None:  # One that was frozen has not had that time.
             since = max(since, self._thawed_at.get(process, 0.0))
         unsure_seconds = 0.0 if since is None else now - since
-        name = after["connector_id"]
-        self.check(lambda: self.reference.claimed(name, process, unsure_seconds))
+        name, epoch = after["connector_id"], after["epoch"]
+        self.check(lambda: self.reference.claimed(name, process, epoch, unsure_seconds))
+        _tell(self._at_claim, (name, process))
 
     def _on_status_row(self, process: str, _: Any, after: Any) -> None:
         name, state, error = after["connector_id"], after["state"], after["last_error"]
@@ -319,8 +330,7 @@ class World:
         if process:
             self.loop.freeze(process)
             await asyncio.sleep(act["seconds"])
-            self._thawed_at[process] = self.loop.time()
-            self.loop.thaw(process)
+            self._thaw(process)
 
     async def _away(self, wire: Wire, seconds: float) -> None:
         wire.away_until = max(wire.away_until, self.loop.time() + seconds)
@@ -395,14 +405,23 @@ class World:
     async def _in_between(self, act: Plan) -> None:
         """Wait for a moment between a page's commit and its row, in every second act."""
         if act["steps"] % 2:
-            waiting = self.loop.create_future()
-            self._at_commit.append(waiting)
-            await asyncio.wait({waiting}, timeout=act["seconds"])
-            if not waiting.done():
-                self._at_commit.remove(waiting)
+            await self._next(self._at_commit, act["seconds"])
+
+    async def _next(self, told: list[Any], seconds: float) -> Any:
+        """What is told there next, within so many seconds; else None."""
+        waiting = self.loop.create_future()
+        told.append(waiting)
+        await asyncio.wait({waiting}, timeout=seconds)
+        if waiting.done():
+            return waiting.result()
+        told.remove(waiting)
+        return None
 
     async def _edit(self, act: Plan, _: int, name: str) -> None:
         await self._in_between(act)
+        await self._edited(act, name)
+
+    async def _edited(self, act: Plan, name: str) -> None:
         to = self._earlier(act, name)
         while to is not None:
             try:
@@ -413,6 +432,71 @@ class World:
                 continue
             self.reference.moved(name, to)
             return
+
+    # What needs several things at one moment
+
+    async def _starter_frozen(self, act: Plan, *_: Any) -> None:
+        """Who starts a connector is frozen some steps later, and another takes over."""
+        self.group.disturb()
+        _, process = await self._next(self._at_claim, act["seconds"]) or ("", "")
+        if process:
+            step = self.loop.steps + act["steps"]
+            while step in self.loop.at_step:
+                step += 1
+            self.loop.at_step[step] = lambda: self.loop.freeze(process)
+            await asyncio.sleep(act["seconds"])
+            self._thaw(process)
+
+    async def _crossed(self, act: Plan, _: int, name: str) -> None:
+        """An owner is woken up while who takes over stands between its claim and its fencing."""
+        older = self.reference.known[name].claimed_by
+        if older not in self.lives:
+            return
+        self.loop.freeze(older)
+        until = self.loop.time() + act["seconds"] + self.settings.session_timeout_seconds
+        claimed, newer = "", older
+        while claimed is not None and (claimed != name or newer == older):
+            seconds = until - self.loop.time()
+            claimed, newer = await self._next(self._at_claim, seconds) or (None, "")
+        if newer:
+            self.loop.freeze(newer)
+        self._thaw(older)
+        await asyncio.sleep(act["seconds"] / 8)
+        self._thaw(newer)
+
+    async def _restart_unsure(self, act: Plan, index: int, _: str) -> None:
+        """Restarts are asked for while the group waits for a member that is frozen."""
+        process = self.lives[index]
+        if process:
+            self.loop.freeze(process)
+            await asyncio.sleep(1.2)  # What it had sent by then has arrived.
+            self.group.disturb()
+            await asyncio.sleep(2.2)
+            for name in self.truths:
+                await self._restart(act, index, name)
+            await asyncio.sleep(act["seconds"])
+            self._thaw(process)
+
+    async def _stopped_in_hand(self, act: Plan, *_: Any) -> None:
+        """A worker is told to end while a page of its is on its way."""
+        for _ in range(1 + act["steps"] % 4):
+            name = await self._next(self._at_events, act["seconds"])
+        process = "" if name is None else self.reference.known[name].claimed_by
+        if process in self.lives and process:
+            self._tasks[process].cancel()
+
+    async def _crash_edit(self, act: Plan, *_: Any) -> None:
+        """A worker dies between a page's commit and its row, and an operator moves the row."""
+        for _ in range(1 + act["steps"] % 4):
+            name = await self._next(self._at_commit, act["seconds"])
+        process = "" if name is None else self.reference.known[name].claimed_by
+        if process in self.lives and process:
+            self.kill(self.lives.index(process), act["seconds"] / 10)
+            await self._edited(act, name)
+
+    def _thaw(self, process: str) -> None:
+        self._thawed_at[process] = self.loop.time()
+        self.loop.thaw(process)
 
     # Operators, with the product's own code
 
@@ -503,7 +587,8 @@ class World:
         acts = [asyncio.ensure_future(self._act(one)) for one in self.plan["acts"]]
         for act in acts:
             await act
-        await asyncio.sleep(CALM_SECONDS)
+        outage_ends_at = max(truth.outage_ends_at for truth in self.truths.values())
+        await asyncio.sleep(max(CALM_SECONDS, outage_ends_at - self.loop.time()))
         for wire in (self.postgres.wire, self.kafka.wire):
             wire.lost_share = wire.slow_share = 0.0
         for truth in self.truths.values():
@@ -530,6 +615,13 @@ class _Settings(StreamSettings):
     def settings_customise_sources(cls, *_: Any, init_settings: Any, **__: Any) -> tuple[Any, ...]:
         """Look nowhere else."""
         return (init_settings,)
+
+
+def _tell(waiting: list[asyncio.Future[Any]], what: Any) -> None:
+    """Whoever waits for it gets it; who comes later waits for the next."""
+    for one in waiting:
+        one.set_result(what)
+    waiting.clear()
 
 
 @cache
