@@ -202,13 +202,14 @@ class Relay:
         passing("after_fence")
         published = await self._reader.last_checkpoint(connector_id)
         passing("after_read_back")
-        # Two starters may claim in one order and fence in the other: whoever finds a newer epoch
-        # after its own fencing gives way. And not before reading back, which may take minutes:
-        # what a newer relay published meanwhile would look like a restored database.
-        row = await self._load(claimed.epoch)
         # Asked again: until the claim another relay went on publishing. From then on only edits
         # raise the row's version.
         published_version = (await self._store.provenance(connector_id)).published_version
+        # Two starters may claim in one order and fence in the other: whoever finds a newer epoch
+        # after its own fencing gives way. And after everything that is judged by: reading back may
+        # take minutes, a worker may be frozen at any point, and what a newer relay published
+        # meanwhile would look like a restored database or a topic that lost its end.
+        row = await self._load(claimed.epoch)
         is_edited = row.version > published_version
         lost = published_version - (0 if published is None else published.version)
         if lost > 0:
@@ -276,6 +277,8 @@ class Relay:
             recovered = await self._recover(seen.start, begin)
             self._log.info("relay.seen_window_taken_over", recovered_ids=recovered)
         elif lost > 0:
+            # A newer relay forgets what its window has passed: to an older one that looks lost.
+            await self._load(checkpoint.epoch)
             since = earlier(begin, PUBLISHED_MARGIN)
             start = await self._reader.offsets_since(self._topics(), since)
             recovered = await self._recover(start, begin)

@@ -736,6 +736,36 @@ async def test_a_starter_that_was_overtaken_does_not_take_the_topic_for_deleted(
     assert status.topic_behind_count == 0
 
 
+@pytest.mark.parametrize("policy", ["repair", "stop"])
+async def test_a_starter_that_was_overtaken_after_its_last_look_at_the_row_says_nothing(
+    policy: str,
+) -> None:
+    """What was published and the epoch that published it are not from two times."""
+    world = World("cursor")
+    world.settings = StreamSettings(topic_behind=policy)
+    ended, status = await overtaken(world, Effect("load", 1, "after"))
+    assert isinstance(ended, Fenced), repr(ended)
+    assert status.topic_behind_count == 0
+
+
+async def test_a_starter_that_was_overtaken_does_not_take_ids_for_lost() -> None:
+    """Who took over has forgotten what its window has passed."""
+    world = World("cursor")
+    await run_pages(world, page(event(1, 1), event(3, 3)))
+    slow = Pause(Effect("slots", 1, "before"))
+    relay = world.relay(slow.script)
+    task = asyncio.create_task(relay.run())
+    await slow.reached.wait()
+    # Longer than the lookback later.
+    await run_pages(world, page(event(2, 5000), last_ts=BEGINNING + timedelta(seconds=5000)))
+    with structlog.testing.capture_logs() as said:
+        slow.let_go.set()
+        await asyncio.wait({task}, timeout=5)
+    assert isinstance(task.exception(), Fenced), repr(task.exception())
+    assert [one for one in said if one["log_level"] == "error"] == []
+    assert relay._status.lost_count == 0
+
+
 # What is no event
 
 
