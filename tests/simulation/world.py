@@ -394,6 +394,11 @@ class World:
         self.postgres.restore(backup)
         self.reference.restored()
         await away
+        # A pause that the backup knows and that is over.
+        async with self._one_operator():
+            controls = self.postgres.rows("connector_controls")
+            for name in [name for name in self.truths if controls.get(name, {}).get("paused")]:
+                await self._set_paused(name, is_paused=False)
 
     def _earlier(self, act: Plan, name: str) -> datetime | None:
         """A time before a connector's watermark, to move it back to."""
