@@ -93,7 +93,10 @@ def draw(seed: int, size: str = "full") -> Plan:
 
 def _add_take_over(rng: Random, plan: Plan, *, is_small: bool) -> None:
     """From a stream of its own, as all that was added later: the rest of a seed stays as it was."""
-    act = _act(rng, TAKE_OVERS if plan["workers"] > 1 else ALONE)
+    kinds = TAKE_OVERS if plan["workers"] > 1 else ALONE
+    if plan["settings"].get("delivery") == "at_least_once":
+        kinds = kinds | {"stopped_in_hand": 10}  # There it counts.
+    act = _act(rng, kinds)
     # Longer than a session, most often.
     act["seconds"] = _log(rng, 5, 40)
     if rng.random() < 0.2 and not (is_small and plan["acts"]):
