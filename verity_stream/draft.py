@@ -72,6 +72,11 @@ class Outlet:
             self._filled.take()
         self._filled = draft
 
+    def forget_all(self) -> None:
+        """Forget every id, to replay them: those of a page that is left unfinished, too."""
+        self._filled = None
+        self.window.forget_all()
+
     async def open_topic(self, topic: str) -> None:
         """From now on records can be added to the topic."""
         if topic not in self.open_topics:

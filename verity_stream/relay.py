@@ -533,7 +533,7 @@ class Relay:
             before=format_utc(self.checkpoint.last_ts),
             after=format_utc(edited.last_ts),
         )
-        self._window.forget_all()
+        self._outlet.forget_all()
         self._has_caught_up = False
         await self._publish_position(self._begun(edited))
 

@@ -89,6 +89,16 @@ async def test_a_page_claims_its_ids_before_the_next_one_does() -> None:
     assert "a" not in ids_of(second)
 
 
+async def test_a_page_that_was_left_unfinished_claims_nothing_once_all_is_forgotten() -> None:
+    """An operator moved the position back while a page was read ahead: its events come again."""
+    there = outlet()
+    await filled(Draft(there, 100, 10**6), event("a"))
+    there.forget_all()
+    again = await filled(Draft(there, 100, 10**6), event("a"))
+    await again.finish()
+    assert ids_of(again) == ["a"]
+
+
 async def test_an_id_that_is_a_number_is_the_text_that_reads_back() -> None:
     window = SeenWindow(100)
     window.claim([HASHER.hash(raw_topic("acme"), b"17")])
