@@ -152,6 +152,9 @@ async def filled(
             if has_ended:
                 return
     finally:
+        is_wanted = (
+            True  # Nothing is added any more, whatever the source does with its cancellation.
+        )
         gathering.cancel()
         await asyncio.wait({gathering}, timeout=ABANDON_SECONDS)
         if not gathering.done():

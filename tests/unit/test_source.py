@@ -196,12 +196,21 @@ async def test_a_source_that_ignores_its_cancellation_is_left_behind(
             except asyncio.CancelledError:
                 continue
 
-    items: Any = chunked(yielding(1, stubborn), Limits(9, timedelta(0)))
+    added: list[int] = []
+
+    class Noted(chunks_module._List[int]):
+        def add(self, item: int, /) -> None:
+            added.append(item)
+            super().add(item)
+
+    items: Any = filled(yielding(1, stubborn, 2), lambda: Noted(9), Limits(9, timedelta(0)))
     await anext(items)
     await asyncio.wait_for(items.aclose(), 5)
     assert "left behind" in caplog.text
     let_go.set()
-    await asyncio.sleep(0)
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert added == [1], "what nobody waits for any more would claim its ids"
 
 
 async def test_a_source_that_fails_while_it_is_closed_leaves_no_noise(
