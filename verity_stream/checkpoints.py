@@ -58,7 +58,10 @@ class CheckpointStore(Protocol):
         """The checkpoint as it is stored now."""
 
     async def persist(self, checkpoint: Checkpoint, *, expected_version: int) -> Persisted:
-        """Write the checkpoint if version and epoch are still what the relay knows."""
+        """Write the checkpoint if version and epoch are still what the relay knows.
+
+        And if the row is as a relay published it, unless the checkpoint comes from an edited one.
+        """
 
 
 class PostgresCheckpoints:
@@ -143,7 +146,7 @@ class PostgresCheckpoints:
         return [_from_row(row) for row in rows]
 
     async def persist(self, checkpoint: Checkpoint, *, expected_version: int) -> Persisted:
-        """Compare version and epoch, and set; one statement, so nothing can come between."""
+        """Compare, and set; one statement, so nothing can come between."""
         async with database_errors("writing the checkpoint"):
             status = await self._pool.execute(
                 """
@@ -151,6 +154,7 @@ class PostgresCheckpoints:
                 SET last_ts = $4, cursor = $5, complete_through = $6, seen = $7, version = $8,
                     published_version = $8, collected_from = $9, updated_at = now()
                 WHERE connector_id = $1 AND version = $2 AND epoch = $3
+                    AND (published_version = version OR $10)
                 """,
                 checkpoint.connector_id,
                 expected_version,
@@ -161,6 +165,7 @@ class PostgresCheckpoints:
                 encode_seen(checkpoint.seen),
                 checkpoint.version,
                 checkpoint.collected_from,
+                checkpoint.is_edited,
             )
         if status == "UPDATE 1":
             return Persisted.DONE
@@ -181,6 +186,7 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         complete_through=row["complete_through"] and as_utc(row["complete_through"]),
         seen=decode_seen(row["seen"]),
         collected_from=row["collected_from"] and as_utc(row["collected_from"]),
+        is_edited=row["version"] > row["published_version"],
     )
 
 

@@ -21,7 +21,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -428,6 +428,8 @@ class Checkpoint:
         seen: Where the ids to remember are; None after an edit, which forgets them.
         collected_from: The connector's beginning: from then on its events are collected. None
             where it was not known yet, as in what older versions wrote.
+        is_edited: Whether an operator moved it since it was published. Only a row tells; its
+            version does not, where a database was restored and then edited.
     """
 
     connector_id: str
@@ -438,6 +440,7 @@ class Checkpoint:
     complete_through: datetime | None = None
     seen: Seen | SeenInTopics | None = None
     collected_from: datetime | None = None
+    is_edited: bool = field(default=False, compare=False)
 
     @property
     def position(self) -> tuple[Any, ...]:

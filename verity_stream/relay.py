@@ -354,7 +354,7 @@ class Relay:
 
     def _hold(self, checkpoint: Checkpoint) -> None:
         """This is the last position that is in the topic and in Postgres."""
-        self._checkpoint = checkpoint
+        self._checkpoint = replace(checkpoint, is_edited=False)
         self._status.version = checkpoint.version
         self._status.complete_through = checkpoint.complete_through
         self._status.seen_count = len(self._window)
@@ -403,7 +403,7 @@ class Relay:
     async def _refresh(self) -> None:
         """Before a pass: see an operator's edit, or that another relay took over."""
         stored = await self._load(self.checkpoint.epoch)
-        if stored.version != self.checkpoint.version:
+        if stored.version != self.checkpoint.version or stored.is_edited:
             await self._adopt_edit(stored)
 
     async def _pull(self) -> bool:

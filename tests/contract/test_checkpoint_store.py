@@ -156,6 +156,24 @@ async def test_a_moved_version_is_an_edit_and_nothing_is_written(store: Any) -> 
     assert edited == Checkpoint(connector, 2, 1, AT - timedelta(days=1))
 
 
+async def test_an_edited_row_is_an_edit_though_its_version_fits(store: Any) -> None:
+    """As after a restored database was edited: the version is the one that the relay knows."""
+    connector = new_name()
+    claimed = await store.claim(connector)
+    first = replace(claimed, version=1, last_ts=AT)
+    assert await store.persist(first, expected_version=0) is Persisted.DONE
+    await edit(store, connector, AT - timedelta(days=1))
+    edited = await store.load(connector)
+    assert (edited.version, edited.is_edited) == (2, True)
+    page = replace(first, version=3, last_ts=AT + timedelta(days=1))
+    assert await store.persist(page, expected_version=2) is Persisted.EDITED
+    assert (await store.load(connector)).last_ts == AT - timedelta(days=1)
+    # Only what takes the edit up may follow it.
+    after = replace(edited, version=3)
+    assert await store.persist(after, expected_version=2) is Persisted.DONE
+    assert not (await store.load(connector)).is_edited
+
+
 async def test_a_moved_epoch_is_fenced_even_where_the_version_fits(store: Any) -> None:
     """The zombie's page is in the topic; its write must not look like the newer relay's."""
     connector = new_name()

@@ -251,9 +251,9 @@ class MemoryCheckpoints:
         row = self.rows.get(checkpoint.connector_id)
         if row is None or row.epoch != checkpoint.epoch:
             return Persisted.FENCED
-        if row.version != expected_version:
+        if row.version != expected_version or (row.is_edited and not checkpoint.is_edited):
             return Persisted.EDITED
-        self.rows[checkpoint.connector_id] = checkpoint
+        self.rows[checkpoint.connector_id] = replace(checkpoint, is_edited=False)
         self.published_versions[checkpoint.connector_id] = checkpoint.version
         return Persisted.DONE
 
@@ -272,6 +272,7 @@ class MemoryCheckpoints:
             cursor=cursor,
             complete_through=None,
             seen=None,
+            is_edited=True,
         )
         return self.rows[connector_id]
 

@@ -670,6 +670,32 @@ async def test_a_backup_that_is_restored_under_a_running_relay_is_no_edit(is_edi
     )
 
 
+@pytest.mark.parametrize(
+    "at", [Effect("persist", 3, "before"), Effect("load", 3, "before")], ids=str
+)
+async def test_an_edit_of_a_restored_row_is_seen_by_a_relay_of_the_same_version(at: Effect) -> None:
+    """One page back, and one edit on top: the version is the one that the relay published."""
+    world = World("cursor")
+    is_edited = False
+
+    async def hook(effect: Effect) -> None:
+        nonlocal is_edited
+        row = world.store.rows.get(CONNECTOR)
+        if effect == at and row is not None and row.version > 0:
+            world.store.rows[CONNECTOR] = replace(row, version=row.version - 1, cursor=None)
+            world.store.published_versions[CONNECTOR] = row.version - 1
+            assert world.store.edit(CONNECTOR, BEGINNING).version == row.version
+            is_edited = True
+
+    await world.run(Script(hook))
+    await world.run_until_done()
+    assert is_edited
+    counts = Counter(world.published_ids())
+    assert counts.keys() == world.platform.ids
+    assert max(counts.values()) == 2, "what was published before the edit is out again"
+    assert world.store.rows[CONNECTOR].position == world.checkpoints()[-1].position
+
+
 async def test_an_edit_of_the_cursor_alone_wins_within_one_page() -> None:
     world = World("cursor")
 
