@@ -199,6 +199,9 @@ class Kafka:
         topics: By name.
         forgets_share: The share of repeated batches that are acknowledged with offset −1.
         coordinators_away_until: Until then whoever asks a coordinator has to look for another.
+        fetch_records, fetch_seconds: A fetch brings at most so many records, and takes so long.
+        on_left_open: Called with the id of a producer that disconnects and leaves a transaction
+            open.
     """
 
     def __init__(self, wire: Wire, on_commit: Callable[[Txn], None] = lambda _: None) -> None:
@@ -207,6 +210,8 @@ class Kafka:
         self.forgets_share = 0.0
         self.coordinators_away_until = 0.0
         self.leaders_away_until: dict[int, float] = {}
+        self.fetch_records, self.fetch_seconds = RECORDS_MAX, 0.0
+        self.on_left_open: Callable[[str], None] = lambda _: None
         self.cluster_id = "simulated"
         self._ids: dict[str, _Coordinated] = {}
         self._on_commit = on_commit
@@ -274,6 +279,16 @@ class Kafka:
         log = self.log((name, partition))
         log.start = max(log.start, min(before, log.last_stable))
         log.keep(log.between(log.start, log.end))
+
+    def clean(self) -> None:
+        """As if all that there is were older than any retention: what each topic's policy does."""
+        for name, topic in self.topics.items():
+            configs = {**TOPIC_CONFIGS, **topic.configs}
+            if configs["cleanup.policy"] == "compact":
+                self.compact(name)
+            elif configs["retention.ms"] != "-1":
+                for number, log in enumerate(topic.logs):
+                    self.cut_beginning(name, number, log.end)
 
     def cut_end(self, name: str, partition: int, offset: int) -> None:
         """What an unclean election does: the newest records were never there."""
@@ -369,6 +384,12 @@ class Kafka:
             raise Retry  # CONCURRENT_TRANSACTIONS: it is decided so, and not yet marked.
         else:
             raise kafka_errors.InvalidTxnState
+
+    def disconnected(self, transactional_id: str, epoch: int) -> None:
+        """A producer goes by itself, and may have left something open."""
+        one = self._ids.get(transactional_id)
+        if one is not None and one.epoch == epoch and one.txn and one.txn.state == "open":
+            self.on_left_open(transactional_id)
 
     def _checked(self, transactional_id: str, epoch: int) -> _Coordinated:
         one = self._ids[transactional_id]
@@ -640,6 +661,8 @@ class Producer:
                 await self._flushed
             while self._requests and not sender.done():
                 await asyncio.wait({*self._requests, sender}, return_when="FIRST_COMPLETED")
+        if self._id is not None:
+            self._kafka.disconnected(self._id, self._txn_manager.producer_epoch)
         await self._close_client()
 
     async def _close_client(self) -> None:
@@ -1063,6 +1086,8 @@ class Consumer:
             self._fetching = self._kafka.wire.send(
                 "fetch", lambda: self._fetch(at, max_records), is_patient=True
             )
+            if self._kafka.fetch_seconds:
+                self._fetching = asyncio.ensure_future(self._slowly(self._fetching))
         if not self._fetching.done():
             await asyncio.wait({self._fetching}, timeout=timeout_ms / 1000)
             if not self._fetching.done():
@@ -1079,12 +1104,17 @@ class Consumer:
             await asyncio.sleep(timeout_ms / 1000)
         return found
 
+    async def _slowly(self, fetching: asyncio.Future[Any]) -> Any:
+        found = await fetching
+        await asyncio.sleep(self._kafka.fetch_seconds)
+        return found
+
     def _fetch(
         self, at: Mapping[TopicPartition, int], max_records: int | None
     ) -> list[tuple[TopicPartition, int, int | None, int, list[Record]]]:
         """Of each place: where it was read from, where to go on, what is stable, the records."""
         found: list[tuple[TopicPartition, int, int | None, int, list[Record]]] = []
-        left = RECORDS_MAX if max_records is None else max_records
+        left = min(RECORDS_MAX if max_records is None else max_records, self._kafka.fetch_records)
         for place, position in at.items():
             try:
                 log = self._kafka.log(place)

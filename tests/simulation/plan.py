@@ -44,6 +44,15 @@ TAKE_OVERS = {
 """What needs several things at one moment, which would hardly ever meet by themselves."""
 ALONE = {"crash_edit": 1, "stopped_in_hand": 1}
 """Those that one worker can meet."""
+MORE_ACTS = {
+    "cleaned": 8,
+    "cursor_edit": 4,
+    "restored_and_edited": 4,
+    "forward_rewind": 4,
+    "forbidden": 4,
+    "size_limited": 4,
+}
+"""The same, drawn beside the others: a kind that comes here leaves every other seed as it was."""
 
 
 def draw(seed: int, size: str = "full") -> Plan:
@@ -88,6 +97,7 @@ def draw(seed: int, size: str = "full") -> Plan:
     _add_take_over(Random(f"{seed}:take-over"), plan, is_small=is_small)
     for number, one in enumerate(plan["connectors"]):
         _add_outage(Random(f"{seed}:outage:{number}"), one)
+    _add_more(seed, plan, is_small=is_small)
     return plan
 
 
@@ -108,6 +118,66 @@ def _add_outage(rng: Random, connector: Plan) -> None:
     outage = [rng.choice((1.0, 20.0)) * rng.random(), _log(rng, 5, 60)]
     if rng.random() < 0.1:
         connector["outage"] = outage
+
+
+def _add_more(seed: int, plan: Plan, *, is_small: bool) -> None:
+    """What was added later: drawn from streams of its own, so that the rest keeps its meaning."""
+    rng = Random(f"{seed}:more")
+    has_act = rng.random() < 0.25
+    act = _act(rng, MORE_ACTS)
+    if has_act and not (is_small and plan["acts"]):
+        plan["acts"].append(act)
+    # A broker that creates topics by itself was asked for them before we came.
+    shape = rng.choice((1, 3, 50))
+    plan["made_before"] = shape if rng.random() < 0.05 else None
+    if plan["settings"] and not is_small:
+        first, share = plan["connectors"][0], rng.random()
+        if share < 0.06:
+            # So many records an answer, and what it takes: reading back many small pages is long,
+            # and goes on steadily.
+            plan["reading"] = [2, _log(rng, 0.5, 3)]
+            plan["settings"] |= {"page_events": 2, "transaction_timeout": 10.0}
+            first["items"] = max(150, first["items"])
+            plan["acts"].append(_act(rng, {"kill": 1}) | {"at": 15 + 10 * rng.random()})
+        elif share < 0.12:
+            # Without transactions nothing fences a worker that wakes up in the middle of a page.
+            plan["settings"] |= {"delivery": "at_least_once"}
+            plan["workers"] = max(2, plan["workers"])
+            first |= {"backlog": 0.0, "spread": 12.0, "items": max(60, first["items"])}
+            plan["acts"].append(_act(rng, {"zombie": 1}))
+        elif share < 0.25 and len(plan["connectors"]) > 1:
+            # One connector's transaction stays open before what another has committed.
+            plan["settings"] |= {"checkpoint_partitions": 1, "page_events": 10}
+            plan["kafka"]["slow_share"] = 0.05
+            plan["acts"].append(_act(rng, {"crash_behind_open": 1}) | {"at": 0.0})
+    for number, connector in enumerate(plan["connectors"]):
+        _add_more_of(Random(f"{seed}:more:{number}"), connector)
+        twins = Random(f"{seed}:twins:{number}")
+        if twins.random() < 0.1:
+            connector["twins"] = twins.randrange(2**32)
+
+
+def _add_more_of(rng: Random, connector: Plan) -> None:
+    kind = connector["kind"]
+    if kind == "plain":
+        connector["order"] = rng.choice(("ascending",) * 6 + ("arrival", "descending"))
+        if rng.random() < 0.1:  # A pass that takes longer than what is left of the lookback.
+            connector |= {
+                "has_future": True,
+                "late_share": 0.3,
+                "late": 0.9,
+                "lookback": 5.0,
+                "backlog": 0.5,
+                "page": max(1, connector["items"] // 20),
+                "waits": [0.0, _log(rng, 0.2, 2)],
+            }
+    elif kind == "windowed" and rng.random() < 0.3:
+        # Later than a pass reads again: only the lookback finds it.
+        connector |= {
+            "late_by": _log(rng, 5, 100),
+            "late_share": 0.3,
+            "lookback_every": _log(rng, 10, 60),
+        }
 
 
 def _log(rng: Random, low: float, high: float) -> float:

@@ -20,16 +20,20 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from aiokafka import errors as kafka_errors
 
-from verity_sdk import chunks, windows
-from verity_sdk.errors import Fenced, Malformed, Unavailable
+from simulation import postgres
+from verity_sdk import chunks, clock, windows
+from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_stream import (
     checkpoints,
     draft,
+    ids,
     operation,
     publisher,
+    records,
     relay,
     runner,
     seen,
@@ -39,7 +43,7 @@ from verity_stream import (
     topic_reader,
     topics,
 )
-from verity_stream.records import EventEncoder
+from verity_stream.records import GAPS_TOPIC, IDS_TOPIC, EventEncoder
 from verity_stream.status import State
 
 PACKAGES = ("verity_sdk", "verity_stream")
@@ -334,28 +338,26 @@ def pages_halved(ground: Ground) -> None:
 
 @plant(11, "complete too early")
 def complete_early(ground: Ground) -> None:
-    """`complete_through` of a page whose draft is still open."""
-    entered: dict[int, Any] = {}
+    """`complete_through` of the page that was read last, be it still being gathered."""
+    read: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
     def entering(before: Any) -> Any:
         async def add(self: Any, page: Any) -> None:
-            if page.complete_through is not None:
-                entered[id(self.draft._outlet)] = page.complete_through
             await before(self, page)
+            known = read.setdefault(asyncio.get_running_loop(), {})
+            known[self.draft.origin.connector_id] = self.complete_through
 
         return add
 
     def claiming(before: Any) -> Any:
-        async def pages(self: Any, *args: Any) -> Any:
-            async with chunks.closing(found := before(self, *args)):
-                async for page in found:
-                    through = entered.get(id(page.draft._outlet))
-                    yield page if through is None else replace(page, complete_through=through)
+        def checkpoint_record(origin: Any, after: Any, summary: Any) -> Any:
+            through = read.get(asyncio.get_running_loop(), {}).get(after.connector_id)
+            return before(origin, replace(after, complete_through=through), summary)
 
-        return pages
+        return checkpoint_record
 
     ground.put(source._Pages, "add", entering)
-    ground.put(source.PagedSource, "pages", claiming)
+    ground.put_function(records.checkpoint_record, claiming)
 
 
 # draft
@@ -890,7 +892,12 @@ def ends_when_empty(ground: Ground) -> None:
 
 @plant(44, "rewind lost")
 def rewinds_by_the_row(ground: Ground) -> None:
-    """A rewind takes the row's next version, though the topic is ahead of the row."""
+    """A rewind takes the row's next version, though the topic is ahead of the row.
+
+    A start lifts such a row above the topic's version, so that alone breaks nothing; this is the
+    code from before both.
+    """
+    edit_not_lifted(ground)
 
     def make(before: Any) -> Any:
         def rewound(stored: Any, *args: Any, **options: Any) -> Any:
@@ -1087,3 +1094,126 @@ def claims_late(ground: Ground) -> None:
         return turn_to
 
     ground.put(draft.Outlet, "turn_to", make)
+
+
+@plant(70, "liveness (loss 5)")
+def read_within_a_time(ground: Ground) -> None:
+    """Reading back has a fixed time, however steadily it goes on."""
+
+    def make(before: Any) -> Any:
+        async def read(self: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
+            time = asyncio.get_running_loop().time
+            ends_at = time() + self._stall_seconds
+            async with chunks.closing(reading := before(self, *args, **options)):
+                async for found in reading:
+                    if time() > ends_at:
+                        raise Unavailable("reading back took too long")
+                    yield found
+
+        return read
+
+    ground.put(topic_reader.KafkaTopicReader, "read", make)
+
+
+@plant(71, "repeated (loss 5)")
+def ids_from_raw(ground: Ground) -> None:
+    """The ids of the lookback are those that the topics of events and dead letters still have."""
+
+    async def remember(self: Any, checkpoint: Any, *, is_moved: bool) -> bool:
+        begin = source.earlier(checkpoint.last_ts, self._spec.lookback)
+        await self._ensure_topics({IDS_TOPIC})
+        self._window.expect(None, await self._ids.slots(self._spec.connector_id))
+        if checkpoint.seen is not None:
+            since = source.earlier(begin, relay.PUBLISHED_MARGIN)
+            start = await self._reader.offsets_since(self._topics(), since)
+            await self._recover(start, begin)
+        return False
+
+    ground.put(relay.Relay, "_remember", lambda _: remember)
+
+
+@plant(72, "lost letters (loss 5)")
+def ids_of_any_topic(ground: Ground) -> None:
+    """An id that is known in one topic is known in all."""
+
+    def make(before: Any) -> Any:
+        return lambda self, _topic, identity: before(self, "", identity)
+
+    ground.put(ids.IdHasher, "hash", make)
+
+
+@plant(73, "edit lost (loss 7)")
+def cursor_edit_unseen(ground: Ground) -> None:
+    """Only whoever moves the row's time edits it: the trigger of the first migrations."""
+
+    def make(before: Any) -> Any:
+        def init(self: Any, *args: Any) -> None:
+            before(self, *args)
+            self.database.before_update = {"connector_checkpoints": [postgres._time_edited]}
+
+        return init
+
+    ground.put(postgres.Postgres, "__init__", make)
+
+
+@plant(74, "lost (loss 7)")
+def rewinds_forward(ground: Ground) -> None:
+    """A rewind goes wherever it is told to, ahead as well."""
+
+    def make(before: Any) -> Any:
+        def rewound(stored: Any, history: Any, *, to: Any, cursor: Any, **options: Any) -> Any:
+            try:
+                return before(stored, history, to=to, cursor=cursor, **options)
+            except Misconfigured:
+                version = max(one.version for one in (stored, *history)) + 1
+                last_ts = stored.last_ts if to is None else to
+                return replace(stored, version=version, last_ts=last_ts, cursor=cursor)
+
+        return rewound
+
+    ground.put_function(steering.rewound, make)
+
+
+@plant(75, "operator ignored (loss 7)")
+def resume_waits(ground: Ground) -> None:
+    """A connector that was blocked and then paused waits for its probe when it is resumed."""
+
+    def make(before: Any) -> Any:
+        async def read_controls(self: Any) -> None:
+            known = [(one.control, one.is_restart_due) for one in self._connectors]
+            await before(self)
+            for one, (control, was_due) in zip(self._connectors, known, strict=True):
+                if control.is_paused and not one.control.is_paused:
+                    one.is_restart_due = was_due
+
+        return read_controls
+
+    ground.put(runner.ConnectorRunner, "_read_controls", make)
+
+
+@plant(76, "gaps forgotten (loss 8)")
+def gaps_expire(ground: Ground) -> None:
+    """The topic of gaps has the broker's own retention."""
+
+    def make(before: Any) -> Any:
+        def new_topic(settings: Any, name: str) -> Any:
+            made = before(settings, name)
+            if name == GAPS_TOPIC:
+                made.topic_configs.clear()
+            return made
+
+        return new_topic
+
+    ground.put_function(topics.new_topic, make)
+
+
+@plant(77, "false alarm, repeats (loss 12)")
+def last_record_counts(ground: Ground) -> None:
+    """Without transactions a zombie's late checkpoint counts, because it is the last one."""
+    ground.put_function(records.newer_checkpoint, lambda _: lambda _held, incoming: incoming)
+
+
+@plant(78, "lost (loss 12)")
+def own_clock(ground: Ground) -> None:
+    """A worker believes its own clock, however wrong."""
+    ground.put(clock.ClockDifference, "trusted", lambda _: lambda _self, at: at)

@@ -7,7 +7,7 @@ product it knows the topics and what stands in their records, as any consumer do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,20 @@ from verity_stream.records import (
 
 PAUSE_SECONDS = 20.0
 """So long a pause takes at most where nothing else happens."""
+RESUME_SECONDS = 250.0
+"""So long a resume takes whatever else happens."""
+
+PAGES_TOGETHER = timedelta(minutes=2)
+SMALL_PAGES_IDS = 100
+"""Pages of some minutes, and some small ones more, may be remembered together with one page."""
+
+ALONE = frozenset(
+    {"slow", "deleted", "broker_away", "coordinator_moved", "leader_moved", "raw_deleted"}
+)
+"""What may keep the broker from being asked."""
+
+IDS_OF = {"event": 1, "malformed": 2, "altered": 2, "twin": 3, "reject": 1, "gap": 0}
+"""How many ids tell a thing when it comes again."""
 
 UNSURE_SECONDS = 3.0
 """What was started before a worker stopped knowing what it owns has claimed within this."""
@@ -43,6 +57,9 @@ CAUSES: Mapping[str, frozenset[str]] = {
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
     "snapshot.published": frozenset({"denied"}),
+    # Nothing fences a zombie without transactions: it writes over its successor's slots of ids.
+    "relay.seen_window_lost": frozenset({"zombie"}),
+    "connector.blocked": frozenset({"forbidden", "size_limited"}),
     "worker.clock_differs": frozenset({"clock_step"}),
     "runner.task_ignores_cancellation": frozenset({"broker_away", "database_away", "slow"}),
 }
@@ -78,7 +95,6 @@ class Known:
         events, letters, gaps: How often each thing is out, by its number.
         allowed: How often it may be.
         passed, completed: How much of the truth, by time, a checkpoint was held against.
-        wish: After a move back: where to, and how often each thing was out before.
         was_moved: Whether anybody moved its position, or took a view of it away.
         sealed: Without transactions: what was out as its owner published a checkpoint.
         claims, epoch: How often a start claimed it, and what the last one got.
@@ -87,6 +103,9 @@ class Known:
         owner: The process that its group gave it to.
         has_moved: Whether another had been given it since the last claim.
         restart_after: How often it had been claimed when a restart was asked for.
+        wish: After a move back: the numbers of what is to come again, and how often each thing was
+            out before.
+        newest: Of each thing that is out: the newest time in its page.
     """
 
     truth: Truth
@@ -97,7 +116,8 @@ class Known:
     last: Mapping[str, Any] | None = None
     passed: int = 0
     completed: int = 0
-    wish: tuple[datetime, list[int]] | None = None
+    wish: tuple[list[int], list[int]] | None = None
+    newest: dict[int, datetime] = field(default_factory=dict)
     paused_at: float | None = None
     is_snapshot_due: bool = False
     was_moved: bool = False
@@ -115,10 +135,15 @@ class Known:
         self.events, self.letters, self.gaps = [0] * count, [0] * count, [0] * count
         self.allowed = [1] * count
 
+    @property
+    def version(self) -> int:
+        """Of its last checkpoint."""
+        return 0 if self.last is None else int(self.last["version"])
+
     def count_of(self, item: Item) -> int:
         """How often a thing is out, as a whole."""
         number = item.number
-        if item.kind == "altered":
+        if item.kind in ("altered", "twin"):
             return min(self.events[number], self.letters[number])
         counts = {"event": self.events, "gap": self.gaps}.get(item.kind, self.letters)
         return counts[number]
@@ -162,6 +187,7 @@ class Reference:
         seals = [orjson.loads(one.value) for one in by_topic.pop(CHECKPOINTS_TOPIC, [])]
         taken: dict[str, int] = {}
         numbers: list[int] = []
+        items: list[tuple[Known, Item]] = []
         for topic, found in by_topic.items():
             taken[topic] = len(found)
             for record in found:
@@ -170,15 +196,27 @@ class Reference:
                     numbers.append(number)
                 counts[number] += 1
                 item = known.truth.items[number]
+                items.append((known, item))
                 if known.count_of(item):
                     known.truth.out.add(number)
                     known.truth.outstanding.discard(number)
                 if counts[number] > known.allowed[number]:
                     raise Violated(f"repeated: {topic} has {known.truth.id_of(item)} once more")
+        self._note_page(items)
         if self._facts.is_exact and (by_topic or seals):
             self._check_whole(seals, taken)
         for seal in seals:
             self._check_seal(self.known[seal["connector_id"]], seal, numbers)
+
+    def _note_page(self, items: Sequence[tuple[Known, Item]]) -> None:
+        """Up to when each thing in a page may have to be recognised, with the others of it."""
+        now = BEGIN + timedelta(seconds=self._facts.now())
+        # A letter's may come for as long as its source looks back over the present.
+        until = [one.at if one.kind == "event" else max(one.at, now) for _, one in items]
+        newest = max((at for at in until if at < now + PAGES_TOGETHER), default=BEGIN)
+        for (known, one), at in zip(items, until, strict=True):
+            before = known.newest.get(one.number, at)
+            known.newest[one.number] = max(before, newest, at)
 
     def _found(self, topic: str, record: Any) -> tuple[Known, int, list[int]]:
         """Whose record it is, which thing, and where such things are counted."""
@@ -350,6 +388,15 @@ class Reference:
 
     # What operators and faults did
 
+    @property
+    def resume_seconds(self) -> float:
+        """So long at most until a connector that is resumed asks its source again.
+
+        Whoever resumes it has mended something. Less than until a blocked one's probe in any case.
+        """
+        is_slow = self._facts.causes & {"busy", "slow", "read"}
+        return RESUME_SECONDS if is_slow else PAUSE_SECONDS
+
     def happened(self, what: str) -> bool:
         """Something that may be the cause of an alarm has happened; always True."""
         self._facts.causes.add(what)
@@ -357,14 +404,27 @@ class Reference:
 
     def moved(self, name: str, to: datetime) -> None:
         """A position was moved back: what comes after it comes again, once."""
-        known = self.known[name]
-        truth, known.was_moved = known.truth, True
+        truth = self.known[name].truth
         since, first = to - timedelta(seconds=truth.lookback + 1), truth.first_since(to)
-        for item in truth.items:
-            if item.at >= since or item.number >= first:
-                known.allowed[item.number] += 1
+        self._replays(
+            name,
+            [one.number for one in truth.items if one.at >= since or one.number >= first],
+            [one.number for one in truth.items if one.at >= to],
+        )
+
+    def cursor_moved(self, name: str, to: int) -> None:
+        """The same of a cursor: what comes after it comes again, once."""
+        truth = self.known[name].truth
+        again = range(to, len(truth.items))
+        self._replays(name, range(max(0, to - truth.plan["overlap"]), len(truth.items)), again)
+
+    def _replays(self, name: str, may: Iterable[int], must: Iterable[int]) -> None:
+        known = self.known[name]
+        known.was_moved = True
+        for number in may:
+            known.allowed[number] += 1
         if not self._is_free:
-            known.wish = to, [known.count_of(item) for item in truth.items]
+            known.wish = list(must), [known.count_of(item) for item in known.truth.items]
 
     def restored(self) -> None:
         """The database is an older one: it forgot what operators asked for meanwhile."""
@@ -396,14 +456,24 @@ class Reference:
                 known.allowed = [1_000_000] * len(known.allowed)
                 known.wish = None
 
-    def alarm(self, event: str) -> None:
+    def alarm(self, event: str, error: str = "") -> None:
         """An operator is woken up.
 
         Raises:
             Violated: Nothing happened that would be a reason.
         """
         if not CAUSES.get(event, frozenset()) & self._facts.causes:
-            raise Violated(f"alarm: {event} without a cause")
+            raise Violated(f"alarm: {event} without a cause{error and f': {error}'}")
+
+    def left_open(self, producer: str) -> None:
+        """A producer has gone by itself, and has left its transaction open.
+
+        Raises:
+            Violated: The broker could be asked to abort it: who reads what is committed, and who
+                starts, would have to wait for its time-out.
+        """
+        if not self._facts.causes & ALONE:
+            raise Violated(f"stall: {producer} went and left its transaction open")
 
     def served(self, truth: Truth) -> None:
         """A source has handed something out.
@@ -445,15 +515,54 @@ class Reference:
             if known.restart_after is not None and known.claims <= known.restart_after:
                 found.append(f"{name} was not started anew, as was asked for")
             if known.wish is not None:
-                to, before = known.wish
+                wanted, before = known.wish
                 again = [
-                    item
-                    for item in known.truth.items
-                    if item.at >= to and known.count_of(item) <= before[item.number]
+                    number
+                    for number in wanted
+                    if known.count_of(known.truth.items[number]) <= before[number]
                 ]
                 if again:
-                    found.append(f"{name} was moved to {to}, and {len(again)} did not come again")
+                    found.append(f"{name} was moved back, and {len(again)} did not come again")
         return found
+
+    def ended(self, kept: Mapping[str, Iterable[Any]]) -> None:
+        """What holds once a world is at rest.
+
+        Args:
+            kept: The records that the topics of gaps and dead letters still have.
+
+        Raises:
+            Violated: A promise is broken.
+        """
+        held = {
+            (topic, known.truth.name, number)
+            for topic, records in kept.items()
+            for record in records
+            for known, number, _ in (self._found(topic, record),)
+        }
+        for name, known in self.known.items():
+            for topic, counts in ((GAPS_TOPIC, known.gaps), (self._dead, known.letters)):
+                for number, count in enumerate(counts):
+                    if count and (topic, name, number) not in held:
+                        raise Violated(f"lost: {topic} no longer has {name}:{number}")
+            if self._facts.is_exact:
+                self._check_remembered(known)
+
+    def _check_remembered(self, known: Known) -> None:
+        """The window holds the ids of the lookback, page by page, and no more."""
+        if known.last is None or known.last["seen"] is None:
+            return
+        truth, count = known.truth, known.last["seen"]["count"]
+        begin = parse_utc(known.last["last_ts"]) - timedelta(seconds=truth.lookback)
+        # A page is remembered as a whole, and small ones together.
+        since, rest = begin - PAGES_TOGETHER, SMALL_PAGES_IDS
+        bound = rest + sum(
+            IDS_OF[truth.items[number].kind]
+            for number, newest in known.newest.items()
+            if newest >= since
+        )
+        if count > bound:
+            raise Violated(f"memory: {count} ids are remembered; {bound} may be")
 
 
 def _seconds(item: Item) -> float:

@@ -8,7 +8,14 @@ from copy import deepcopy
 from simulation.plan import Plan
 from simulation.world import run
 
-SIMPLEST = {"policy": "fifo", "stall_share": 0.0, "step_seconds": 0.0, "poll_every": None}
+SIMPLEST = {
+    "policy": "fifo",
+    "stall_share": 0.0,
+    "step_seconds": 0.0,
+    "poll_every": None,
+    "made_before": None,
+    "reading": None,
+}
 SIMPLEST_SOURCE = {
     "overlap": 0,
     "odd_share": 0.0,
@@ -23,7 +30,9 @@ SIMPLEST_SOURCE = {
     "is_strict": False,
     "reuses_cursor": False,
     "waits": [0.0],
+    "order": "ascending",
 }
+LEFT_OUT = ("twins", "late_by", "lookback_every")
 
 
 def kind_of(violation: str) -> str:
@@ -51,7 +60,7 @@ def smaller(plan: Plan) -> Iterator[Plan]:
                 settings={one: plan["settings"][one] for one in plan["settings"] if one != name}
             )
     for name, simple in SIMPLEST.items():
-        if plan[name] != simple:
+        if plan.get(name) != simple:
             yield changed(**{name: simple})
     for wire in ("kafka", "postgres"):
         for share in ("slow_share", "lost_share"):
@@ -63,6 +72,11 @@ def smaller(plan: Plan) -> Iterator[Plan]:
             {**one, name: simple}
             for name, simple in SIMPLEST_SOURCE.items()
             if name in one and one[name] != simple
+        ]
+        sources += [
+            {key: value for key, value in one.items() if key != name}
+            for name in LEFT_OUT
+            if name in one
         ]
         for source in sources:
             connectors = [*plan["connectors"]]

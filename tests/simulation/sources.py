@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -20,7 +20,7 @@ import httpx2
 
 from simulation.wire import BEGIN
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
-from verity_sdk.errors import Unavailable
+from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord, SnapshotGap
 from verity_sdk.windows import (
@@ -39,7 +39,7 @@ RETENTION = timedelta(hours=2)
 LATE_SECONDS_MAX = 120.0
 """However far back a connector looks: a world that waits an hour for one event runs through 100,000
 steps in which nobody does anything."""
-EVENTS = ("event", "malformed", "altered")
+EVENTS = ("event", "malformed", "altered", "twin")
 ODD = {
     "plain": ("malformed", "altered"),
     "windowed": ("malformed", "altered", "reject"),
@@ -56,7 +56,8 @@ class Item:
     Attributes:
         number: Its place in the order in which things become visible.
         kind: `event`; `malformed`, an event that can't be published; `altered`, one that can, in
-            part; `reject`; `gap`.
+            part; `twin`, one that comes twice under its id, and the first can't be published;
+            `reject`; `gap`.
         at: When it occurred, as the source says.
         visible_at: From when on the source shows it, by the world's clock.
     """
@@ -77,11 +78,15 @@ class Truth:
         out: The numbers of what consumers have.
         outstanding: The numbers of what was handed out in this pass, and is not.
         on_served: Called whenever that has grown.
+        asked: Where there is one: done once the next pass begins.
+        refusal: The source forbids everything while there is one; done once somebody has asked.
     """
 
     def __init__(self, name: str, plan: Mapping[str, Any], rng: Random, lookback: float) -> None:
         self.name, self.plan, self.rng, self.lookback = name, plan, rng, lookback
         self.is_calm = False
+        self.asked: asyncio.Future[None] | None = None
+        self.refusal: asyncio.Future[None] | None = None
         self.lateness = self._lateness()
         count = plan["items"]
         backlog = int(count * plan["backlog"])
@@ -98,6 +103,11 @@ class Truth:
             shown.append((max(0.0, one + late), kind, at))
         if plan["has_future"] and plan["kind"] != "windowed":  # No window reaches there.
             shown.append((0.0, "event", BEGIN + FUTURE))
+        if "twins" in plan:
+            twins = Random(plan["twins"])
+            for number, (when, kind, at) in enumerate(shown):
+                if kind == "event" and twins.random() < 0.05:
+                    shown[number] = (when, "twin", at)
         shown.sort(key=lambda one: one[0])
         self.items = [Item(number, kind, at, when) for number, (when, kind, at) in enumerate(shown)]
         self._visible = [one.visible_at for one in self.items]
@@ -118,6 +128,8 @@ class Truth:
         if plan["kind"] == "plain":
             return min(LATE_SECONDS_MAX, max(0.0, float(plan["late"]) * (self.lookback - 2)))
         if plan["kind"] == "windowed":
+            if "late_by" in plan:
+                return float(plan["late_by"])
             return max(0.0, float(plan["late"]) * (plan["settle"] + plan["relook"] - 2))
         return 60.0 * float(plan["late"])  # A cursor follows the order in which things appear.
 
@@ -135,6 +147,15 @@ class Truth:
         """How many things are visible."""
         return bisect_right(self._visible, now)
 
+    def ordered(self, items: list[Item]) -> list[Item]:
+        """Things of ascending times in the order in which a plain source yields them."""
+        order = self.plan.get("order", "ascending")
+        if order == "descending":
+            items.reverse()
+        elif order == "arrival":
+            items.sort(key=lambda one: one.visible_at)
+        return items
+
     def first_since(self, since: datetime) -> int:
         """The number of the first thing that did not occur before."""
         if not self.items or since <= self.by_time[0].at:
@@ -151,21 +172,23 @@ class Truth:
         """As consumers see it, in an event, a dead letter or a gap."""
         return f"{self.name}:{item.number}"
 
-    def event(self, item: Item) -> RawEvent:
+    def events(self, item: Item) -> Iterator[RawEvent]:
         """What the connector yields for an event of any kind."""
         if item.number not in self.out:
             self.outstanding.add(item.number)
             self.on_served()
-        asset: Any = None if item.kind == "malformed" else "table"
         payload = {"share": float("nan")} if item.kind == "altered" else {}
-        return RawEvent(
-            PLATFORM, self.id_of(item), item.at, f"user{item.number % 7}", asset, "SELECT", payload
+        assets: Sequence[Any] = {"malformed": (None,), "twin": (None, "table")}.get(
+            item.kind, ("table",)
         )
+        for asset in assets:
+            user = f"user{item.number % 7}"
+            yield RawEvent(PLATFORM, self.id_of(item), item.at, user, asset, "SELECT", payload)
 
     def page(self, items: list[Item]) -> tuple[list[RawEvent], list[RejectedRecord], list[Gap]]:
         """These things as parts of a page."""
         return (
-            [self.event(one) for one in items if one.kind in EVENTS],
+            [event for one in items if one.kind in EVENTS for event in self.events(one)],
             [
                 RejectedRecord(self.id_of(one).encode(), "odd", str(one.number))
                 for one in items
@@ -197,15 +220,25 @@ class Truth:
         Raises:
             Unavailable: The source fails.
         """
+        if self.asked is not None and not self.asked.done():
+            self.asked.set_result(None)
         self.outstanding.clear()
         if self.outage_seconds:
             raise Unavailable("the source fails")
+
+    def is_refused(self) -> bool:
+        """Whether the source forbids everything."""
+        if self.refusal is not None and not self.refusal.done():
+            self.refusal.set_result(None)
+        return self.refusal is not None
 
     async def pause(self) -> None:
         """What a request takes, and how it may end."""
         rng, plan = self.rng, self.plan
         if self.outage_seconds:
             raise Unavailable("the source fails")
+        if self.is_refused():
+            raise Denied("the source forbids it")
         if not self.is_calm:
             if plan["error_share"] and rng.random() < plan["error_share"]:
                 raise Unavailable("the source says so")
@@ -234,12 +267,20 @@ class _Grants(BaseConnector):
     async def snapshot_permissions(self) -> AsyncIterator[Any]:
         """The grants, and what was denied."""
         truth = self.truth
+        last = truth.plan["grants"] - 1
         for number in range(truth.plan["grants"]):
             if number % 25 == 0:
                 await asyncio.sleep(truth.rng.choice(truth.plan["waits"]))
-            yield PermissionSnapshot(PLATFORM, f"user{number}", "table", "READ", "direct")
+            if number < last:
+                yield _grant(number)
         if truth.plan["denied_share"] and truth.rng.random() < truth.plan["denied_share"]:
-            yield SnapshotGap("half", "denied")
+            yield SnapshotGap("last", "denied")
+        elif last >= 0:
+            yield _grant(last)
+
+
+def _grant(number: int) -> PermissionSnapshot:
+    return PermissionSnapshot(PLATFORM, f"user{number}", "table", "READ", "direct")
 
 
 class SimPlain(_Grants):
@@ -253,11 +294,12 @@ class SimPlain(_Grants):
         truth.begin()
         now = truth.now()
         first = truth.index_of(since)
-        for number, one in enumerate(truth.by_time[first:]):
+        for number, one in enumerate(truth.ordered(truth.by_time[first:])):
             if number % truth.plan["page"] == 0:
                 await truth.pause()
             if one.visible_at <= now and not (truth.is_strict and one.at == since):
-                yield truth.event(one)
+                for event in truth.events(one):
+                    yield event
 
 
 class SimPaged(_Grants, PagedConnector):
@@ -268,7 +310,7 @@ class SimPaged(_Grants, PagedConnector):
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
         """One pass."""
         truth = self.truth
-        truth.outstanding.clear()
+        truth.begin()
         overlap = truth.plan["overlap"]
         start = truth.first_since(position.since)
         if position.cursor is not None:
@@ -321,6 +363,8 @@ class SimHttp(SimPaged):
             if self._busy_count % 2:
                 return httpx2.Response(429, headers={"retry-after": "1"})
             return httpx2.Response(200, content=b"<html>")
+        if truth.is_refused():
+            return httpx2.Response(403)
         fault = "" if truth.is_calm else truth.rng.choice(("", "", "", "", "", "", "busy", "gone"))
         if truth.plan["error_share"] and fault == "busy":
             return httpx2.Response(429, headers={"retry-after": str(truth.rng.randrange(4))})
@@ -353,6 +397,7 @@ class SimWindowed(_Grants, PagedConnector):
             lateness=timedelta(seconds=truth.lateness),
             relook=timedelta(seconds=plan["relook"]),
             lookback=timedelta(seconds=truth.lookback),
+            lookback_every=timedelta(seconds=plan.get("lookback_every", 86_400)),
             retention=RETENTION,
             page_events=plan["page"],
         )

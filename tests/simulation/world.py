@@ -12,7 +12,8 @@ import logging
 import random
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -31,15 +32,24 @@ from simulation.reference import Facts, Reference, Violated
 from simulation.sources import KINDS, PLATFORM, Truth
 from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
+from verity_sdk.times import parse_utc
+from verity_stream import steering
 from verity_stream.clients import Clients
 from verity_stream.database import Pools
 from verity_stream.driver import Driver
 from verity_stream.operation import OperationStore
 from verity_stream.placement import partition_for
-from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    IDS_TOPIC,
+    Checkpoint,
+    dead_topic,
+    raw_topic,
+)
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.steering import SteeringStore, rewound
+from verity_stream.steering import SteeringStore
 from verity_stream.topic_reader import KafkaTopicReader
 
 END_SECONDS = 400.0
@@ -52,10 +62,18 @@ BUSY = frozenset(
         *("broker_away", "coordinator_moved", "leader_moved", "checkpoints_deleted", "raw_deleted"),
         *("clock_step", "starter_frozen", "crossed", "crash_edit", "stopped_in_hand"),
         *("restart_unsure",),
+        *("clock_step", "restored_and_edited", "zombie", "crash_behind_open"),
     }
 )
 """Acts beside which nobody promises how soon a pause takes."""
 
+ASKED = frozenset(
+    {
+        *("pause", "restart", "rewind", "restart_unsure", "forward_rewind", "forbidden"),
+        *("size_limited", "zombie", "crash_behind_open"),
+    }
+)
+"""Acts in which an operator asks for a start."""
 ENDS_NOTHING = frozenset({"kill", "terminate", "stopped_in_hand", "rebalance", "snapshot"})
 """Acts after which what runs on another worker, and stays there, has no reason to start again."""
 
@@ -93,6 +111,12 @@ class World:
         )
         self.postgres.watch("connector_checkpoints", self._on_checkpoint_row)
         self.postgres.watch("connector_status", self._on_status_row)
+        self.kafka.on_left_open = lambda name: self.check(lambda: self.reference.left_open(name))
+        if (reading := plan.get("reading")) is not None:
+            self.kafka.fetch_records, self.kafka.fetch_seconds = reading
+        if (made_before := plan.get("made_before")) is not None:
+            for name in (CHECKPOINTS_TOPIC, IDS_TOPIC):
+                self.kafka.create(name, made_before)
         self.options = {
             f"c{number}": (KINDS[one["kind"]], options_of(plan["poll_every"], one["lookback"]))
             for number, one in enumerate(plan["connectors"])
@@ -143,12 +167,13 @@ class World:
         )
         for cause, is_drawn in (
             ("busy", bool(kinds & BUSY) or any(one["hangs"] for one in connectors)),
-            ("odd", any(one["odd_share"] for one in connectors)),
+            ("odd", any(one["odd_share"] or "twins" in one for one in connectors)),
             ("windowed", any(one["kind"] == "windowed" for one in connectors)),
             ("denied", any(one["denied_share"] for one in connectors)),
             ("slow", is_slow),
-            ("asked", kinds & {"pause", "restart", "rewind", "restart_unsure"}),
+            ("asked", kinds & ASKED),
             ("ended", is_slow or fails or kinds - ENDS_NOTHING),
+            ("read", self.plan.get("reading") is not None),
         ):
             if is_drawn:
                 causes.add(cause)
@@ -213,10 +238,8 @@ class World:
         name = event["event"]
         if name in ("connector.bug", "snapshot.failed"):
             self.fail(f"bug: {name}: {event.get('error') or sys.exc_info()[1]!r}")
-        elif name.startswith("connector."):
-            self.fail(f"alarm: {name}: {event['error']}")
         else:
-            self.check(lambda: self.reference.alarm(name))
+            self.check(lambda: self.reference.alarm(name, event.get("error", "")))
 
     # Workers
 
@@ -332,6 +355,40 @@ class World:
             await asyncio.sleep(act["seconds"])
             self._thaw(process)
 
+    async def _zombie(self, act: Plan, index: int, name: str) -> None:
+        """A worker freezes in the middle of a page, others take over, and it wakes up."""
+        await self._next(self._at_commit, act["seconds"])
+        await self._freeze(act | {"seconds": 25 + act["seconds"] / 3}, index, name)
+        await asyncio.sleep(5)
+        for each in self.truths:
+            await self._restart(act, index, each)
+
+    async def _crash_behind_open(self, act: Plan, *_: Any) -> None:
+        """All workers die as one connector's transaction is open before another's checkpoint.
+
+        And the one with the transaction is paused then, so that it does not abort it by a start.
+        """
+        until = self.loop.time() + 60
+        while (name := self._open_before_committed()) is None and self.loop.time() < until:
+            await self._next(self._at_commit, until - self.loop.time())
+        if name is not None:
+            for index in range(len(self.lives)):
+                self.kill(index, 1.0)
+            await self._pause(act | {"seconds": 20.0}, 0, name)
+
+    def _open_before_committed(self) -> str | None:
+        """The connector whose open transaction hides another's last checkpoint."""
+        topic = self.kafka.topics.get(CHECKPOINTS_TOPIC)
+        for log in [] if topic is None else topic.logs:
+            found = [txn for _, txn in log.entries[bisect_left(log.offsets, log.last_stable) :]]
+            for number, txn in enumerate(found):
+                if txn is not None and txn.state == "open":
+                    after = found[number + 1 :]
+                    if any(it and it.state == "committed" and it is not txn for it in after):
+                        return txn.producer.split(".")[1]
+                    break
+        return None
+
     async def _away(self, wire: Wire, seconds: float) -> None:
         wire.away_until = max(wire.away_until, self.loop.time() + seconds)
         await asyncio.sleep(seconds)
@@ -389,6 +446,9 @@ class World:
     async def _restore(self, act: Plan, *_: Any) -> None:
         backup = self.postgres.backup()
         await asyncio.sleep(act["seconds"])
+        await self._restored(backup)
+
+    async def _restored(self, backup: Any) -> None:
         # Stopped for longer than anything is on its way: nobody's transaction survives it.
         away = asyncio.ensure_future(self._away(self.postgres.wire, 2 * SLOW_SECONDS))
         self.postgres.restore(backup)
@@ -399,6 +459,51 @@ class World:
             controls = self.postgres.rows("connector_controls")
             for name in [name for name in self.truths if controls.get(name, {}).get("paused")]:
                 await self._set_paused(name, is_paused=False)
+
+    async def _restored_and_edited(self, act: Plan, _: int, name: str) -> None:
+        """An operator restores a backup, and puts a position right before anybody else looks."""
+        backup, known = self.postgres.backup(), self.reference.known[name]
+        version, until = known.version, self.loop.time() + act["seconds"]
+        while known.version < version + 3 and self.loop.time() < until:
+            await self._next(self._at_commit, until - self.loop.time())
+        restoring = asyncio.ensure_future(self._restored(backup))
+        await asyncio.sleep(SLOW_SECONDS)
+        truth, row = self.truths[name], self.postgres.checkpoints.get(name)
+        if known.last is not None and row is not None:
+            earlier = truth.index_of(parse_utc(known.last["last_ts"]))
+            to = truth.times[int(act["share"] * earlier)]
+            if to != row["last_ts"]:  # Else it is no edit.
+                self.postgres.edit(name, last_ts=to, cursor=None)
+                self.reference.moved(name, to)
+        await restoring
+
+    async def _cleaned(self, *_: Any) -> None:
+        self.kafka.clean()
+
+    async def _size_limited(self, act: Plan, index: int, name: str) -> None:
+        """Somebody lowers what the brokers take in a batch, and mends it."""
+        if (topic := self.kafka.topics.get(raw_topic(PLATFORM))) is not None:
+            topic.configs["max.message.bytes"] = str(int(100 * 50 ** act["share"]))
+            await asyncio.sleep(act["seconds"])
+            del topic.configs["max.message.bytes"]
+            for each in self.truths:
+                await self._restart(act, index, each)
+
+    async def _forbidden(self, act: Plan, _: int, name: str) -> None:
+        """A source forbids it, until somebody has seen to that; meanwhile it is paused."""
+        truth = self.truths[name]
+        async with self._one_operator():
+            truth.refusal = self.loop.create_future()
+            await asyncio.wait({truth.refusal}, timeout=90)
+            await asyncio.sleep(3)
+            await self._set_paused(name, is_paused=True)
+            await asyncio.sleep(3)
+            truth.refusal = None
+            await self._set_paused(name, is_paused=False)
+            truth.asked, seconds = self.loop.create_future(), self.reference.resume_seconds
+            _, waiting = await asyncio.wait({truth.asked}, timeout=seconds)
+            if waiting:
+                self.fail(f"resume: {name} asks nothing for {seconds:g} s after it")
 
     def _earlier(self, act: Plan, name: str) -> datetime | None:
         """A time before a connector's watermark, to move it back to."""
@@ -425,6 +530,21 @@ class World:
     async def _edit(self, act: Plan, _: int, name: str) -> None:
         await self._in_between(act)
         await self._edited(act, name)
+
+    async def _cursor_edit(self, act: Plan, _: int, name: str) -> None:
+        """An operator moves the cursor alone."""
+        await self._in_between(act)
+        row, plan = self.postgres.checkpoints.get(name), self.truths[name].plan
+        while row is not None and row["cursor"] is not None and plan["kind"] in ("paged", "http"):
+            to = int(act["share"] * row["cursor"]["next"])
+            try:
+                self.postgres.edit(name, cursor={"next": to})
+            except Wait:
+                await asyncio.sleep(0.1)
+                row = self.postgres.checkpoints.get(name)
+                continue
+            self.reference.cursor_moved(name, to)
+            return
 
     async def _edited(self, act: Plan, name: str) -> None:
         to = self._earlier(act, name)
@@ -548,35 +668,61 @@ class World:
         self.reference.known[name].is_snapshot_due = True
 
     async def _rewind(self, act: Plan, _: int, name: str) -> None:
+        await self._while_paused(name, self._rewound(act, name))
+
+    async def _forward_rewind(self, act: Plan, _: int, name: str) -> None:
+        """A slip: it must be refused, or what it skips would never be fetched."""
+        await self._while_paused(name, self._rewound_ahead(act, name))
+
+    async def _while_paused(self, name: str, rewinding: Coroutine[Any, Any, None]) -> None:
         async with self._one_operator():
             await self._set_paused(name, is_paused=True)
             await asyncio.sleep(3)
-            task = self.loop.spawn(OPERATOR, self._rewound(act, name))
+            task = self.loop.spawn(OPERATOR, rewinding)
             await asyncio.wait({task})
             if (error := task.exception()) is not None:
                 self.fail(f"bug: a rewind raised {error!r}")
             await self._set_paused(name, is_paused=False)
 
     async def _rewound(self, act: Plan, name: str) -> None:
-        settings = self.settings
-        store = SteeringStore(Pool(self.postgres))
+        to = self._earlier(act, name)
+        if to is None:
+            return
+        try:
+            store, stored, history, edited = await self._positions(name)
+            after = steering.rewound(stored, history, to=to, cursor=None, edited_version=edited)
+            self.reference.moved(name, to)
+            await store.rewind(stored, after, who=OPERATOR, reason="simulated")
+        except VerityError:
+            self.reference.known[name].wish = None  # It did not happen, or nobody knows.
+
+    async def _rewound_ahead(self, act: Plan, name: str) -> None:
+        try:
+            store, stored, history, edited = await self._positions(name)
+            newest = max(one.last_ts for one in (stored, *history))
+            to: datetime | None = newest + timedelta(seconds=1 + 10 * act["share"])
+            cursor = None
+            if act["steps"] % 2 and self.truths[name].plan["kind"] in ("paged", "http"):
+                ends = [one.cursor["next"] for one in (stored, *history) if one.cursor]
+                to, cursor = None, {"next": max(ends, default=0) + int(1 + 20 * act["share"])}
+            after = steering.rewound(stored, history, to=to, cursor=cursor, edited_version=edited)
+            await store.rewind(stored, after, who=OPERATOR, reason="simulated")
+        except VerityError:
+            pass  # As it should be.
+
+    async def _positions(
+        self, name: str
+    ) -> tuple[SteeringStore, Checkpoint, list[Checkpoint], int]:
+        """What a rewind is decided by."""
+        settings, store = self.settings, SteeringStore(Pool(self.postgres))
         reader = KafkaTopicReader(
             settings.kafka,
             settings.checkpoint_partitions,
             settings.transaction_timeout,
             self._clients(),
         )
-        to = self._earlier(act, name)
-        if to is None:
-            return
-        try:
-            stored = await store.stored(name)
-            history, edited = await reader.history(name), await store.edited_version(name)
-            after = rewound(stored, history, to=to, cursor=None, edited_version=edited)
-            self.reference.moved(name, to)
-            await store.rewind(stored, after, who=OPERATOR, reason="simulated")
-        except VerityError:
-            self.reference.known[name].wish = None  # It did not happen, or nobody knows.
+        stored = await store.stored(name)
+        return store, stored, await reader.history(name), await store.edited_version(name)
 
     def _one_operator(self) -> asyncio.Lock:
         if self._controls is None:
@@ -602,6 +748,7 @@ class World:
         self.skews = [timedelta(0)] * len(self.skews)
         last = max(truth.last_visible_at for truth in self.truths.values())
         allowed = END_SECONDS + max(truth.slowness for truth in self.truths.values())
+        allowed += self._reading_seconds()
         deadline = max(last, self.loop.time()) + allowed
         while left := self.reference.left(self.postgres.checkpoints):
             if self.loop.time() > deadline:
@@ -610,7 +757,25 @@ class World:
         # One more pass: is anything repeated?
         poll = max(one.poll_every for _, one in self.options.values())
         await asyncio.sleep(poll.total_seconds() + 2)
+        kept = {name: self._kept(name) for name in (GAPS_TOPIC, dead_topic(PLATFORM))}
+        self.check(lambda: self.reference.ended(kept))
         return None
+
+    def _reading_seconds(self) -> float:
+        """What three starts take to read back, where that is slow."""
+        topics = [self.kafka.topics.get(name) for name in (CHECKPOINTS_TOPIC, IDS_TOPIC)]
+        longest = sum(max(len(log.offsets) for log in topic.logs) for topic in topics if topic)
+        return 3 * longest / self.kafka.fetch_records * self.kafka.fetch_seconds
+
+    def _kept(self, name: str) -> list[Any]:
+        """The committed records that a topic still has."""
+        topic = self.kafka.topics.get(name)
+        entries = [] if topic is None else [entry for log in topic.logs for entry in log.entries]
+        return [
+            record
+            for record, txn in entries
+            if record is not None and (txn is None or txn.state == "committed")
+        ]
 
 
 class _Settings(StreamSettings):
