@@ -1139,7 +1139,11 @@ def ids_of_any_topic(ground: Ground) -> None:
     def make(before: Any) -> Any:
         return lambda self, _topic, identity: before(self, "", identity)
 
+    def make_many(before: Any) -> Any:
+        return lambda self, topics, identities: before(self, [""] * len(topics), identities)
+
     ground.put(ids.IdHasher, "hash", make)
+    ground.put(ids.IdHasher, "hashes", make_many)
 
 
 @plant(73, "edit lost (loss 7)")
