@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import repeat
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -1137,13 +1138,9 @@ def ids_of_any_topic(ground: Ground) -> None:
     """An id that is known in one topic is known in all."""
 
     def make(before: Any) -> Any:
-        return lambda self, _topic, identity: before(self, "", identity)
+        return lambda self, _topics, identities: before(self, repeat(""), identities)
 
-    def make_many(before: Any) -> Any:
-        return lambda self, topics, identities: before(self, [""] * len(topics), identities)
-
-    ground.put(ids.IdHasher, "hash", make)
-    ground.put(ids.IdHasher, "hashes", make_many)
+    ground.put(ids.IdHasher, "hashes", make)
 
 
 @plant(73, "edit lost (loss 7)")
