@@ -260,10 +260,12 @@ class Reference:
     def _check_seal(self, known: Known, seal: Mapping[str, Any], numbers: list[int]) -> None:
         """What a checkpoint passes is out, with it or before it."""
         truth, before = known.truth, known.last
-        known.last = seal
+        # Without transactions a zombie's may come last; the newest counts: versions ascend.
+        if before is None or self._facts.is_exact or seal["version"] >= before["version"]:
+            known.last = seal
         if not self._facts.is_exact and seal["epoch"] == known.epoch:  # Else it is a zombie's.
             known.sealed |= {item.number for item in truth.items if known.count_of(item)}
-        # Without transactions a zombie's may come late; its epoch tells.
+        # Of a zombie's the epoch tells.
         must_ascend = before is not None and (
             self._facts.is_exact or seal["epoch"] == before["epoch"]
         )
