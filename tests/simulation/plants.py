@@ -508,9 +508,26 @@ def no_lookback(ground: Ground) -> None:
     ground.put(relay, "earlier", lambda _: lambda at, _by: at)
 
 
+def _edits_unmarked(ground: Ground) -> None:
+    """Only a row's version tells that it was edited: two looks at an edit cover each other."""
+
+    def unmarked(before: Any) -> Any:
+        return lambda row: replace(before(row), is_edited=False)
+
+    def whatever(before: Any) -> Any:
+        async def persist(self: Any, checkpoint: Any, **options: Any) -> Any:
+            return await before(self, replace(checkpoint, is_edited=True), **options)
+
+        return persist
+
+    ground.put_function(checkpoints._from_row, unmarked)
+    ground.put(checkpoints.PostgresCheckpoints, "persist", whatever)
+
+
 @plant(19, "edit lost, views differ")
 def edited_is_done(ground: Ground) -> None:
     """An edit that comes while a page is on its way is taken for the page's own write."""
+    _edits_unmarked(ground)
     _answers_done(ground, checkpoints.Persisted.EDITED)
 
 
@@ -649,6 +666,7 @@ def database_wins_by_one(ground: Ground) -> None:
 @plant(29, "edit lost")
 def topic_wins_ties(ground: Ground) -> None:
     """Where both have the same version and differ, the topic wins over the edit."""
+    _edits_unmarked(ground)
 
     def make(before: Any) -> Any:
         def decide_start(stored: Any, published: Any) -> Any:
@@ -670,6 +688,7 @@ def loss_ignored(ground: Ground) -> None:
 @plant(31, "edit overwritten")
 def persist_blind(ground: Ground) -> None:
     """The version is not compared."""
+    _edits_unmarked(ground)
 
     def make(before: Any) -> Any:
         async def persist(self: Any, checkpoint: Any, *, expected_version: int) -> Any:
