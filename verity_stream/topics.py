@@ -144,9 +144,9 @@ async def made_whole(
             if missing:
                 await _create(kafka, admin, [wanted[name] for name in missing])
             while True:
-                counts = await _partition_counts(admin, wanted)
-                if len(counts) == len(wanted):
-                    return counts
+                found = await _described(admin, wanted)
+                if len(found) == len(wanted) and all(map(_is_whole, found.values())):
+                    return {name: len(partitions) for name, partitions in found.items()}
                 await asyncio.sleep(POLL_SECONDS)
     except Unavailable as error:
         raise Unavailable(f"the topics {', '.join(sorted(wanted))}: {error}") from error
@@ -204,22 +204,34 @@ def _check_created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> N
             raise as_verity_error(error(f"creating topic {name}: {message}"))
 
 
-async def _partition_counts(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
-    """The partitions of those of these topics that are whole."""
+async def _described(
+    admin: AIOKafkaAdminClient, names: Iterable[str]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The partitions of those of these topics that exist, with and without a leader."""
     # All of them: asking for one by name would create it, with the broker's own number of
     # partitions, where brokers create topics by themselves.
     described = {topic["topic"]: topic for topic in await admin.describe_topics()}
-    counts = {name: _partition_count(described.get(name)) for name in names}
-    return {name: count for name, count in counts.items() if count is not None}
+    return {
+        name: described[name]["partitions"]
+        for name in names
+        if name in described and not described[name]["error_code"]
+    }
 
 
-def _partition_count(described: Mapping[str, Any] | None) -> int | None:
-    """The number of partitions; None while one has no leader or nothing is known yet."""
-    if described is None or described["error_code"] or not described["partitions"]:
-        return None
-    if any(part["error_code"] or part["leader"] < 0 for part in described["partitions"]):
-        return None
-    return len(described["partitions"])
+def _is_whole(partitions: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(partitions) and not any(
+        part["error_code"] or part["leader"] < 0 for part in partitions
+    )
+
+
+async def _shapes(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """How many partitions those of these topics that exist have.
+
+    One whose leader is just moving has its number all the same. Passed over, a topic of another
+    shape would be written to, and then could not be made anew any more.
+    """
+    found = await _described(admin, names)
+    return {name: len(partitions) for name, partitions in found.items() if partitions}
 
 
 class Misshapen(Misconfigured):
@@ -272,7 +284,7 @@ async def require_shape(settings: StreamSettings, clients: Clients = AIOKAFKA) -
     names = placed_topics(settings)
     async with kafka_admin(settings.kafka, ADMIN_SECONDS, clients) as admin:
         while True:
-            counts = await _partition_counts(admin, names)
+            counts = await _shapes(admin, names)
             fault = misshapen(settings, counts)
             if fault is None:
                 return
@@ -283,7 +295,7 @@ async def require_shape(settings: StreamSettings, clients: Clients = AIOKAFKA) -
             }
             if await _holds_records(settings.kafka, wrong, clients):
                 raise fault
-            if await _partition_counts(admin, names) != counts:
+            if await _shapes(admin, names) != counts:
                 continue
             await _delete(admin, wrong, fault)
             for _ in range(GONE_POLLS_MAX):
