@@ -152,9 +152,8 @@ async def filled(
             if has_ended:
                 return
     finally:
-        is_wanted = (
-            True  # Nothing is added any more, whatever the source does with its cancellation.
-        )
+        # Whatever the source does with its cancellation, nothing is added any more.
+        is_wanted = True
         gathering.cancel()
         await asyncio.wait({gathering}, timeout=ABANDON_SECONDS)
         if not gathering.done():

@@ -276,9 +276,13 @@ def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> Dead
     return letter._replace(occurred_at=occurred_at)
 
 
+ORIGINAL_REASON = "published, but altered at "
+"""So begins the reason of a dead letter that keeps what a published event was."""
+
+
 def original(origin: Origin, event: Any, altered: bytes, part_bytes: int) -> DeadLetter:
     """The dead letter that keeps what an event was before it was altered to be published."""
-    reason = f"published, but altered at {altered.decode()}: this is the original"
+    reason = f"{ORIGINAL_REASON}{altered.decode()}: this is the original"
     letter = dead_event(origin, event, reason, part_bytes)
     return letter._replace(ids=letter.ids[-1:])  # The event's own id is claimed by the event.
 

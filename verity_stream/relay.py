@@ -313,7 +313,7 @@ class Relay:
         Returns:
             How many were found.
         """
-        window, hash_of, now = self._window, self._ids.hasher.hash, self._clock()
+        window, hasher, now = self._window, self._ids.hasher, self._clock()
         recovered = 0
         hashes, times = list[int](), list[datetime]()
 
@@ -322,7 +322,7 @@ class Relay:
             window.forget_before(begin)
 
         async for found in self._reader.published_ids(self._spec.connector_id, start):
-            asked = [hash_of(topic, identity) for topic, identity, _ in found]
+            asked = hasher.hashes((topic for topic, *_ in found), (one for _, one, _ in found))
             for (_, _, at), hashed, is_new in zip(found, asked, window.claim(asked), strict=True):
                 if is_new:
                     recovered += 1

@@ -33,6 +33,7 @@ from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
+    ORIGINAL_REASON,
     Checkpoint,
     dead_topic,
     decode_checkpoint,
@@ -58,10 +59,6 @@ PublishedId: TypeAlias = tuple[str, bytes, datetime | None]
 """The topic of an event or dead letter, its id, and when it occurred, if that can be known."""
 
 
-_ORIGINAL = "published, but altered at "
-"""So begins the reason of a dead letter that keeps what a published event was (`original`)."""
-
-
 def published_ids_of(record: Any) -> Iterator[PublishedId]:
     """The ids that a record of a topic of events or dead letters stands for, as its draft had them.
 
@@ -78,7 +75,7 @@ def published_ids_of(record: Any) -> Iterator[PublishedId]:
     except (ValueError, KeyError, TypeError, Malformed):
         pass
     reason = body.get("reason") if isinstance(body, dict) else None
-    is_original = at is None and isinstance(reason, str) and reason.startswith(_ORIGINAL)
+    is_original = at is None and isinstance(reason, str) and reason.startswith(ORIGINAL_REASON)
     for name, value in record.headers:
         if name in ID_HEADERS and not (is_original and name == "event_id"):
             yield record.topic, value, at
