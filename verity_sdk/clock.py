@@ -7,6 +7,8 @@ is ahead, the earlier of the two counts. A clock that is behind only makes every
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 
@@ -15,14 +17,38 @@ TOLERANCE = timedelta(seconds=5)
 
 
 class ClockDifference:
-    """How far this machine's clock is ahead of another's; kept up to date by whoever compares."""
+    """Another's clock beside this machine's; kept up to date by whoever compares.
 
-    def __init__(self) -> None:
-        self.ahead = timedelta(0)
+    Between two comparisons the other clock goes on by one that nobody sets. So this one can be set
+    while the other can't be asked, too: it is ahead from that moment on.
+
+    Args:
+        seconds: A clock that nobody sets, in seconds from anywhere.
+    """
+
+    def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._heard: tuple[datetime, float] | None = None
+
+    def hear(self, other: datetime) -> None:
+        """The other clock has just answered this time, aware."""
+        self._heard = other, self._seconds()
+
+    @property
+    def other(self) -> datetime | None:
+        """The other clock's present, later by nothing and earlier by what its answer took.
+
+        None before the first comparison.
+        """
+        if self._heard is None:
+            return None
+        at, heard_seconds = self._heard
+        return at + timedelta(seconds=self._seconds() - heard_seconds)
 
     def trusted(self, at: datetime) -> datetime:
         """A time of this machine's clock, as the earlier of the two clocks has it."""
-        return at - self.ahead if self.ahead > TOLERANCE else at
+        other = self.other
+        return at if other is None or at - other <= TOLERANCE else other
 
 
 clock_difference: ContextVar[ClockDifference | None] = ContextVar("clock_difference", default=None)

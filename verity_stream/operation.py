@@ -187,15 +187,19 @@ class OperationStore:
         )
 
     async def snapshot_taken(
-        self, connector_id: str, result: SnapshotResult, ended_at: datetime
+        self, connector_id: str, result: SnapshotResult, started_at: datetime
     ) -> None:
-        """Remember that a snapshot was published."""
+        """Remember that a snapshot was published.
+
+        Args:
+            started_at: By the database's clock, as the time at which one is asked for.
+        """
         async with database_errors("recording a snapshot"):
             await self._pool.execute(
                 """
                 INSERT INTO connector_snapshots
                     (connector_id, snapshot_id, started_at, ended_at, is_complete, grant_count)
-                VALUES ($1, $2, $3, $4, $5, $6)
+                VALUES ($1, $2, $3, clock_timestamp(), $4, $5)
                 ON CONFLICT (connector_id) DO UPDATE SET
                     snapshot_id = EXCLUDED.snapshot_id, started_at = EXCLUDED.started_at,
                     ended_at = EXCLUDED.ended_at, is_complete = EXCLUDED.is_complete,
@@ -203,8 +207,7 @@ class OperationStore:
                 """,
                 connector_id,
                 result.snapshot_id,
-                result.started_at,
-                ended_at,
+                started_at,
                 result.is_complete,
                 result.grant_count,
             )

@@ -265,6 +265,9 @@ class Relay:
             published together with what is known now.
         """
         seen, window = checkpoint.seen, self._window
+        if checkpoint.version == 0:
+            # What the log holds was published, and the checkpoint got lost before a row had it.
+            seen = Seen(slots_from=0, count=0)
         begin = earlier(checkpoint.last_ts, self._spec.lookback)
         await self._ensure_topics({IDS_TOPIC})
         slots = await self._ids.slots(self._spec.connector_id)
@@ -272,6 +275,8 @@ class Relay:
         found = await self._restore(seen if isinstance(seen, Seen) else None, slots)
         lost = seen.count - found if isinstance(seen, Seen) else 0
         window.forget_before(begin)
+        if checkpoint.version == 0 and found:
+            self._log.warning("relay.checkpoint_lost", remembered_ids=found)
         if isinstance(seen, SeenInTopics):
             await self._ensure_topics(seen.start)
             recovered = await self._recover(seen.start, begin)

@@ -173,6 +173,8 @@ class ConnectorRunner:
             Misconfigured, Denied, Unavailable: Nothing was started.
         """
         settings = self._settings
+        # Bound to the loop: a connector may ask in a thread.
+        self._difference = ClockDifference(asyncio.get_running_loop().time)
         self._summarised_at = self._reported_at = _loop_seconds()
         self._pool, self._connector_pool = await self._open_pools(settings)
         cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
@@ -343,8 +345,9 @@ class ConnectorRunner:
         """Whether this machine's clock is right: of two that differ the earlier counts."""
         assert self._operation is not None  # noqa: S101 - start() comes first
         asked_at = self._clock()
-        ahead = asked_at - await self._operation.now()
-        self._difference.ahead = ahead
+        now = await self._operation.now()
+        self._difference.hear(now)
+        ahead = asked_at - now
         has_differed, self._has_differed = self._has_differed, abs(ahead) > CLOCKS_DIFFER
         if self._has_differed and not has_differed:
             logger.error("worker.clock_differs", ahead_of_database_seconds=ahead.total_seconds())
@@ -466,9 +469,11 @@ class ConnectorRunner:
         if one.status.state not in (State.RUNNING, State.CAUGHT_UP):
             return
         every = one.spec.options.snapshot_every
-        if one.control.is_snapshot_due(every, self._present()) and (
-            (one.next_snapshot_at or 0.0) <= _loop_seconds()
-        ):
+        # By the database's clock, which also says when one was asked for and when one began.
+        now = self._difference.other
+        if now is None or (one.next_snapshot_at or 0.0) > _loop_seconds():
+            return
+        if one.control.is_snapshot_due(every, now):
             one.snapshot = asyncio.create_task(
                 self._take_snapshot(one), name=f"snapshot:{one.spec.connector_id}"
             )
@@ -480,6 +485,7 @@ class ConnectorRunner:
         publisher = self._publisher(f"verity.{spec.connector_id}.snapshot")
         connector: BaseConnector | None = None
         try:
+            started_at = await self._operation.now()
             connector = self._construct(spec)
             await publisher.start()
             result = await publish_snapshot(
@@ -491,7 +497,7 @@ class ConnectorRunner:
                 self._clock,
                 self._new_snapshot_id,
             )
-            await self._operation.snapshot_taken(spec.connector_id, result, self._clock())
+            await self._operation.snapshot_taken(spec.connector_id, result, started_at)
         except Exception as error:  # noqa: BLE001 - a snapshot that fails must not stop the events
             logger.warning(
                 "snapshot.unpublished",

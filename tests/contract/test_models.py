@@ -1332,8 +1332,8 @@ async def test_controls_audits_and_snapshots(side: Side) -> None:
         assert not await store.set_paused("a", is_paused=True, who="me", reason=None)
         asked_at = await store.request_snapshot("b", who="me", reason=None)
         result = SnapshotResult("id", AT, 3)
+        await store.snapshot_taken("s", result, AT)
         await store.snapshot_taken("s", result, AT + HOUR)
-        await store.snapshot_taken("s", replace(result, started_at=AT + HOUR), AT + 2 * HOUR)
         restart_at = await steering.request_restart("a", who="me", reason=None)
         controls = await store.controls()
         assert controls.keys() == {"a", "b", "s"}

@@ -175,6 +175,14 @@ class World:
     def checkpoints(self) -> list[Checkpoint]:
         return [decode_checkpoint(one.value) for one in self.broker.committed(CHECKPOINTS_TOPIC)]
 
+    def delete_checkpoints(self) -> None:
+        """The topic of checkpoints is deleted, and made anew."""
+        self.broker.partitions = {
+            place: entries
+            for place, entries in self.broker.partitions.items()
+            if place[0] != CHECKPOINTS_TOPIC
+        }
+
     def check(self, *, are_repeats_allowed: bool = False) -> None:
         """The laws 1 to 4."""
         counts = Counter(self.published_ids())
@@ -751,15 +759,24 @@ async def test_a_starter_that_was_overtaken_does_not_take_the_topic_for_deleted(
     """The one that overtook it has found that, said so, and mended it."""
     world = World("cursor")
     await world.run_until_done()
-    world.broker.partitions = {
-        place: entries
-        for place, entries in world.broker.partitions.items()
-        if place[0] != CHECKPOINTS_TOPIC
-    }
+    world.delete_checkpoints()
     world.settings = StreamSettings(topic_behind=policy)
     ended, status = await overtaken(world, Effect("last_checkpoint", 1, "after"))
     assert isinstance(ended, Fenced), repr(ended)
     assert status.topic_behind_count == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_repeats_where_a_crash_met_deleted_checkpoints(kind: str) -> None:
+    """Also where the page of the crash was the first, so that no row knows of any."""
+    for effect in await effects_of(lambda: World(kind)):
+        world = World(kind)
+        ended = await world.run(script_that(world, "cancellation", effect))
+        assert ended is not None
+        world.delete_checkpoints()
+        await world.run_until_done()
+        counts = Counter(world.published_ids())
+        assert counts == dict.fromkeys(world.platform.ids, 1), str(effect)
 
 
 @pytest.mark.parametrize("policy", ["repair", "stop"])

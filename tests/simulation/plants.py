@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import repeat
 from types import ModuleType
 from typing import Any
@@ -1237,3 +1237,33 @@ def last_record_counts(ground: Ground) -> None:
 def own_clock(ground: Ground) -> None:
     """A worker believes its own clock, however wrong."""
     ground.put(clock.ClockDifference, "trusted", lambda _: lambda _self, at: at)
+
+
+@plant(79, "lost")
+def compared_once(ground: Ground) -> None:
+    """Between two comparisons a worker's clock is believed to go on as it did."""
+
+    def make(_: Any) -> Any:
+        def trusted(self: Any, at: datetime) -> datetime:
+            heard = self._heard
+            if heard is not None and getattr(self, "_ahead_of", None) is not heard:
+                self._ahead_of, self._ahead = heard, at - self.other
+            ahead = getattr(self, "_ahead", clock.TOLERANCE)
+            return at - ahead if ahead > clock.TOLERANCE else at
+
+        return trusted
+
+    ground.put(clock.ClockDifference, "trusted", make)
+
+
+@plant(80, "snapshots without end, or none")
+def snapshot_by_own_clock(ground: Ground) -> None:
+    """When a snapshot began is written down by the clock of the worker, not the database's."""
+
+    def make(before: Any) -> Any:
+        async def snapshot_taken(self: Any, name: str, result: Any, _: datetime) -> None:
+            await before(self, name, result, result.started_at)
+
+        return snapshot_taken
+
+    ground.put(operation.OperationStore, "snapshot_taken", make)

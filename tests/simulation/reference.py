@@ -106,6 +106,7 @@ class Known:
         wish: After a move back: the numbers of what is to come again, and how often each thing was
             out before.
         newest: Of each thing that is out: the newest time in its page.
+        snapshots, snapshots_asked: How many have an end, and how many operators asked for.
     """
 
     truth: Truth
@@ -120,6 +121,8 @@ class Known:
     newest: dict[int, datetime] = field(default_factory=dict)
     paused_at: float | None = None
     is_snapshot_due: bool = False
+    snapshots: int = 0
+    snapshots_asked: int = 0
     was_moved: bool = False
     sealed: set[int] = field(default_factory=set)
     claims: int = 0
@@ -334,6 +337,18 @@ class Reference:
             if not body["is_complete"] and not known.truth.plan["denied_share"]:
                 raise Violated("snapshot: partial, and nothing was denied")
             known.is_snapshot_due = False
+            known.snapshots += 1
+            # One of its own, and once more where its record was lost with a start or an answer.
+            if known.snapshots > 3 + 2 * known.snapshots_asked + known.claims:
+                raise Violated(
+                    f"snapshot: {known.snapshots} of {known.truth.name}, and "
+                    f"{known.snapshots_asked} were asked for"
+                )
+
+    def snapshot_asked(self, name: str) -> None:
+        """An operator is about to ask: it can be taken before the answer is here."""
+        self.known[name].is_snapshot_due = True
+        self.known[name].snapshots_asked += 1
 
     # Who runs what
 

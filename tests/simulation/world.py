@@ -638,12 +638,15 @@ class World:
         return await self.loop.spawn(OPERATOR, patient())
 
     async def _set_paused(self, name: str, *, is_paused: bool) -> None:
+        known = self.reference.known[name]
+        # A commit counts before its answer is here, and an answer can be late: a pause is sure
+        # from its answer on, and up to the request that ends it.
+        known.paused_at = None
         await self._operate(
             lambda pool: OperationStore(pool, OPERATOR).set_paused(
                 name, is_paused=is_paused, who=OPERATOR, reason=None
             )
         )
-        known = self.reference.known[name]
         known.paused_at = self.loop.time() if is_paused else None
 
     async def _pause(self, act: Plan, _: int, name: str) -> None:
@@ -660,12 +663,12 @@ class World:
         )
 
     async def _snapshot(self, act: Plan, _: int, name: str) -> None:
+        self.reference.snapshot_asked(name)
         await self._operate(
             lambda pool: OperationStore(pool, OPERATOR).request_snapshot(
                 name, who=OPERATOR, reason=None
             )
         )
-        self.reference.known[name].is_snapshot_due = True
 
     async def _rewind(self, act: Plan, _: int, name: str) -> None:
         await self._while_paused(name, self._rewound(act, name))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from verity_stream.operation import Control
 from verity_stream.placement import partition_for
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.snapshots import SnapshotResult
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topics import Misshapen
 
@@ -27,16 +30,26 @@ class Operation:
     def __init__(self) -> None:
         self.asked: dict[str, Control] = {}
         self.clock = utc_now
+        self.error: Exception | None = None
         self.reported: list[tuple[str, State]] = []
 
     async def now(self) -> datetime:
         return self.clock()
 
     async def controls(self) -> Mapping[str, Control]:
+        if self.error is not None:
+            raise self.error
         return self.asked
+
+    async def snapshot_taken(self, name: str, _: SnapshotResult, started_at: datetime) -> None:
+        self.asked = {name: replace(self.asked[name], snapshot_started_at=started_at)}
 
     async def report(self, statuses: Sequence[Status]) -> None:
         self.reported += [(one.connector_id, one.state) for one in statuses]
+
+
+async def noop() -> None:
+    """Starts or closes nothing."""
 
 
 class NoTopics:
@@ -267,9 +280,53 @@ async def test_of_two_clocks_that_differ_the_earlier_counts_and_it_is_said_once(
     with capture_logs() as logs:
         await bench.assign("a")
         await bench.reconcile()
-    assert bench.runner._present() == true + timedelta(hours=min(0, hours))
+    present = bench.runner._present()
+    assert timedelta(0) <= present - true - timedelta(hours=min(0, hours)) < timedelta(minutes=1)
     said = [one for one in logs if one["event"] == "worker.clock_differs"]
     assert [one["ahead_of_database_seconds"] for one in said] == ([hours * 3600] if hours else [])
+
+
+async def test_a_clock_that_is_set_while_the_database_is_away_is_noticed(bench: Bench) -> None:
+    """It was believed for as long as nothing could be compared, and windows read ahead of time."""
+    true = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    bench.operation.clock = bench.runner._clock = lambda: true
+    await bench.assign("a")
+    bench.operation.error = Unavailable("away")
+    bench.runner._clock = lambda: true + timedelta(hours=1)
+    await bench.reconcile()
+    assert true < bench.runner._present() < true + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_snapshot_that_is_asked_for_is_taken_once_whatever_this_clock_says(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """A clock that is behind took it again and again; one that was ahead never did."""
+    true = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    bench.operation.clock = lambda: true
+    bench.runner._clock = lambda: true + timedelta(hours=hours)
+    taken: list[str] = []
+
+    async def publish(spec: Any, *_: Any) -> SnapshotResult:
+        taken.append(spec.connector_id)
+        return SnapshotResult("id", bench.runner._clock())
+
+    monkeypatch.setattr(runner_module, "publish_snapshot", publish)
+    monkeypatch.setattr(bench.runner, "_construct", lambda spec: SimpleNamespace(close=noop))
+    monkeypatch.setattr(
+        bench.runner, "_publisher", lambda _: SimpleNamespace(start=noop, close=noop)
+    )
+    await bench.assign("a")
+    for wanted in (["a"], ["a", "a"]):
+        true += timedelta(minutes=1)
+        bench.operation.asked = {
+            "a": replace(bench.operation.asked.get("a", Control()), snapshot_requested_at=true)
+        }
+        true += timedelta(minutes=1)
+        for _ in range(4):
+            await bench.reconcile()
+            await asyncio.sleep(0.01)
+        assert taken == wanted
 
 
 async def test_a_life_that_outlived_its_cancellation_takes_nothing_of_the_next(

@@ -371,8 +371,7 @@ async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
     """Read up to a time that is still to come, a stretch is empty and was taken as read."""
     source = Source()
     policy = replace(POLICY, relook=30 * MINUTE, lateness=30 * MINUTE)
-    difference = ClockDifference()
-    difference.ahead = 3 * HOUR
+    difference = ClockDifference(lambda: 0.0)
     token = clock_difference.set(difference)
     try:
         place: Any = cursor(NOW - HOUR)
@@ -380,10 +379,9 @@ async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
         for _ in range(6):
             source.add(0)
             source.now += 10 * MINUTE
+            difference.hear(source.now)
             position = Position(NOW - HOUR, place)
-            ahead = windowed_pages(
-                [source.stream(policy)], position, lambda: source.now + difference.ahead
-            )
+            ahead = windowed_pages([source.stream(policy)], position, lambda: source.now + 3 * HOUR)
             pages = [page async for page in ahead]
             place = pages[-1].cursor
             seen |= set(ids(pages))
