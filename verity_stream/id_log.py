@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import structlog
 from aiokafka import TopicPartition
 
+from verity_sdk.errors import Unavailable
 from verity_stream.database import database_errors
 from verity_stream.ids import KEY_BYTES, IdHasher
 from verity_stream.placement import partition_for
@@ -225,8 +226,9 @@ async def agree_on_key(
                 "INSERT INTO verity_id_key (key) VALUES ($1) ON CONFLICT DO NOTHING", key
             )
             stored = await pool.fetchval("SELECT key FROM verity_id_key")
+        if stored is None:
+            raise Unavailable("the key of the ids is gone again: is the database restored?")
     if logged is None:
-        assert stored is not None, "it was stored above"  # noqa: S101 - for the type
         try:
             await publisher.start()
             await publisher.publish([Record(IDS_TOPIC, ID_KEY_KEY, stored, [], KEY_PARTITION)])

@@ -254,6 +254,25 @@ async def test_a_key_that_one_of_the_two_lost_comes_back_from_the_other(
     assert await logged(bootstrap_servers, log) == [key]
 
 
+async def test_a_key_that_is_gone_as_soon_as_it_was_stored_is_unavailable(
+    bootstrap_servers: str, log: str, reader: CountingReader, pool: Any
+) -> None:
+    """A backup is restored at that moment; it ended the worker, and now it is tried again."""
+
+    class Restored:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pool, name)
+
+        async def execute(self, *arguments: Any) -> None:
+            await pool.execute(*arguments)
+            await pool.execute("DELETE FROM verity_id_key")
+
+    with pytest.raises(Unavailable, match="restored"):
+        await agreed(Restored(), reader, bootstrap_servers)
+    assert await logged(bootstrap_servers, log) == []
+    assert len(await agreed(pool, reader, bootstrap_servers)) == 16
+
+
 async def test_where_they_differ_the_log_wins_and_it_is_said(
     bootstrap_servers: str, log: str, reader: CountingReader, pool: Any
 ) -> None:

@@ -255,7 +255,7 @@ async def test_a_snapshot_that_is_asked_for_does_not_wait_for_the_last_ones_paus
     await runner.own_it()
     await runner.reconcile_until(lambda: runner.state is State.CAUGHT_UP)
     (one,) = runner._connectors
-    failed_until = one.next_snapshot_at = utc_now() + timedelta(hours=1)
+    failed_until = one.next_snapshot_at = asyncio.get_running_loop().time() + 3600
     await runner.reconcile()
     assert one.next_snapshot_at == failed_until
     runner.asked.control = Control(snapshot_requested_at=utc_now())

@@ -263,8 +263,9 @@ class Reference:
     def _check_seal(self, known: Known, seal: Mapping[str, Any], numbers: list[int]) -> None:
         """What a checkpoint passes is out, with it or before it."""
         truth, before = known.truth, known.last
-        # Without transactions a zombie's may come last; the newest counts: versions ascend.
-        if before is None or self._facts.is_exact or seal["version"] >= before["version"]:
+        # Without transactions a zombie's may come last; the newest counts: versions ascend, and of
+        # two starts that made the same one, the later start's.
+        if before is None or self._facts.is_exact or _age(seal) >= _age(before):
             known.last = seal
         if not self._facts.is_exact and seal["epoch"] == known.epoch:  # Else it is a zombie's.
             known.sealed |= {item.number for item in truth.items if known.count_of(item)}
@@ -580,6 +581,10 @@ class Reference:
         )
         if count > bound:
             raise Violated(f"memory: {count} ids are remembered; {bound} may be")
+
+
+def _age(seal: Mapping[str, Any]) -> tuple[int, int]:
+    return seal["version"], seal["epoch"]
 
 
 def _seconds(item: Item) -> float:

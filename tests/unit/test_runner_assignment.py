@@ -297,6 +297,17 @@ async def test_a_clock_that_is_set_while_the_database_is_away_is_noticed(bench: 
     assert true < bench.runner._present() < true + timedelta(minutes=1)
 
 
+async def test_nothing_starts_before_it_is_known_what_operators_asked_for(bench: Bench) -> None:
+    """A paused connector ran, and a restart that was asked for meanwhile was forgotten."""
+    bench.operation.error = Unavailable("away")
+    await bench.assign("a", "b")
+    assert bench.started == []
+    bench.operation.error = None
+    bench.operation.asked = {"a": Control(is_paused=True)}
+    await bench.reconcile()
+    assert bench.started == ["b"]
+
+
 @pytest.mark.parametrize("hours", [1, -1])
 async def test_a_snapshot_that_is_asked_for_is_taken_once_whatever_this_clock_says(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: int
