@@ -751,7 +751,7 @@ class World:
         self.skews = [timedelta(0)] * len(self.skews)
         last = max(truth.last_visible_at for truth in self.truths.values())
         allowed = END_SECONDS + max(truth.slowness for truth in self.truths.values())
-        allowed += self._reading_seconds()
+        allowed += self._reading_seconds() + self._writing_seconds()
         deadline = max(last, self.loop.time()) + allowed
         while left := self.reference.left(self.postgres.checkpoints):
             if self.loop.time() > deadline:
@@ -769,6 +769,11 @@ class World:
         topics = [self.kafka.topics.get(name) for name in (CHECKPOINTS_TOPIC, IDS_TOPIC)]
         longest = sum(max(len(log.offsets) for log in topic.logs) for topic in topics if topic)
         return 3 * longest / self.kafka.fetch_records * self.kafka.fetch_seconds
+
+    def _writing_seconds(self) -> float:
+        """What all pages of a connector take to write, where requests are slow and pages small."""
+        each = 4 * self.plan["postgres"]["seconds"] + 10 * self.plan["kafka"]["seconds"]
+        return each * max(one["items"] / one["page"] for one in self.plan["connectors"])
 
     def _kept(self, name: str) -> list[Any]:
         """The committed records that a topic still has."""
