@@ -276,6 +276,8 @@ class Reference:
         if before is not None and must_ascend and seal["version"] <= before["version"]:
             raise Violated(f"versions: {seal['version']} after {before['version']}")
         is_new = before is None or any(seal[name] != before[name] for name in POSITION)
+        # A start without transactions may have to write down again which ids a zombie overwrote.
+        is_new = is_new or not must_ascend
         if not (is_new or known.was_moved or any(seal[name] for name in COUNTS)):
             raise Violated(f"idle: version {seal['version']} of {truth.name} tells nothing new")
         if known.paused_at is not None and "busy" not in self._facts.causes:

@@ -502,7 +502,8 @@ class World:
             await self._set_paused(name, is_paused=False)
             truth.asked, seconds = self.loop.create_future(), self.reference.resume_seconds
             _, waiting = await asyncio.wait({truth.asked}, timeout=seconds)
-            if waiting:
+            # A backup that was restored meanwhile may know of the pause, and not of its end.
+            if waiting and not self.postgres.rows("connector_controls")[name]["paused"]:
                 self.fail(f"resume: {name} asks nothing for {seconds:g} s after it")
 
     def _earlier(self, act: Plan, name: str) -> datetime | None:
