@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,14 +25,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from verity_stream.stack.server import free_port
+
 PLUGINS = Path(__file__).parent / "plugins"
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -94,14 +88,14 @@ class Worker:
         if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(30)
 
     def terminate(self) -> float:
         """SIGTERM; returns how many seconds it took to end, and asserts that it ended well."""
         assert self.process is not None
         began = time.monotonic()
         self.signal(signal.SIGTERM)
-        code = self.process.wait(15)
+        code = self.process.wait(60)
         assert code == 0, f"exit code {code}\n{self.log[-4000:]}"
         return time.monotonic() - began
 
@@ -201,7 +195,7 @@ class Bench:
             return None
         return None if row is None else row["state"]
 
-    async def wait_for_version(self, connector: str, version: int, seconds: float = 40) -> None:
+    async def wait_for_version(self, connector: str, version: int, seconds: float = 90) -> None:
         """Until Postgres holds at least this version."""
 
         async def reached() -> bool:
@@ -213,7 +207,7 @@ class Bench:
 
         await eventually(reached, seconds, lambda: self.logs())
 
-    async def wait_for_state(self, connector: str, state: str, seconds: float = 40) -> None:
+    async def wait_for_state(self, connector: str, state: str, seconds: float = 90) -> None:
         """Until the connector is shown in this state."""
 
         async def reached() -> bool:
@@ -224,7 +218,7 @@ class Bench:
     async def wait_for_events(
         self,
         count: int,
-        seconds: float = 60,
+        seconds: float = 90,
         *,
         connector: str | None = None,
         platform: str | None = None,
@@ -304,12 +298,12 @@ async def delete_topics(bench: Bench, *names: str) -> None:
 
     try:
         await admin.delete_topics(list(names))
-        await eventually(gone, 20)
+        await eventually(gone, 60)
     finally:
         await admin.close()
 
 
-async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 3) -> list[Any]:
+async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 5) -> list[Any]:
     """Every committed record of a topic, up to its end as it stands now.
 
     A commit is answered before its markers stand in the partitions, so the last stable offset

@@ -552,4 +552,4 @@ def test_it_is_a_program_too(process: subprocess.Popen[str]) -> None:
         assert client.get("/v1.0/users").status_code == 503
         assert client.get("/v1.0/users").status_code == 401
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=15) == 0
+    assert process.wait(timeout=60) == 0

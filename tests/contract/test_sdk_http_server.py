@@ -326,7 +326,7 @@ async def test_a_broken_answer_is_asked_for_again(
 async def test_a_server_that_hangs_is_left(start: Start, beginning: bytes) -> None:
     slept: list[float] = []
     server = await start(HANGING + beginning, raw("200 OK", b"[1]"))
-    async with client(server.host, slept=slept, read_timeout="200ms") as http:
+    async with client(server.host, slept=slept, read_timeout="1s") as http:
         assert (await http.get(f"{server.url}/a")).json() == [1]
     assert len(slept) == 1
 
@@ -347,7 +347,7 @@ async def test_an_answer_that_trickles_ends_with_the_budget(start: Start) -> Non
     host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     options = {"read_timeout": "200ms", "connect_timeout": "200ms", "retry_budget": "500ms"}
     async with server, client(host, **options) as http:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(Unavailable, match=r"within 0\.5 s"):
                 await http.get(f"http://{host}/a")
 

@@ -52,12 +52,16 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
 async def create_by_hand(admin: Any, **counts: int) -> None:
     """Topics as a broker or an administrator makes them."""
     await admin.create_topics([NewTopic(name, count, 1) for name, count in counts.items()])
-    for name in counts:
+    await listed(admin, *counts)
 
-        async def is_listed(name: str = name) -> bool:
-            return name in await admin.list_topics()
 
-        await eventually(is_listed, 10)
+async def listed(admin: Any, *names: str) -> None:
+    """Until the broker knows what the controller has made."""
+
+    async def are_listed() -> bool:
+        return set(names) <= set(await admin.list_topics())
+
+    await eventually(are_listed, 30)
 
 
 async def write(bootstrap_servers: str, topic: str) -> None:
@@ -176,7 +180,7 @@ async def test_other_topics_take_any_number_of_partitions_and_it_is_said(
         async def has_grown() -> bool:
             return await partitions(admin, name) == 7
 
-        await eventually(has_grown, 10)
+        await eventually(has_grown, 30)
         topics.forget()
         await topics.ensure({name})
         topics.forget()
@@ -226,6 +230,7 @@ async def test_what_differs_is_said_once_with_topic_setting_found_and_wanted(
             NewTopic(checkpoints, 24, 1, topic_configs={"cleanup.policy": "compact,delete"}),
         ]
     )
+    await listed(admin, gaps, dead, checkpoints)
     # As many brokers as the session's stack has: three of them are too dear for this.
     monkeypatch.setattr(topics_module, "PRODUCTION_BROKERS", 1)
     settings = stream_settings(bootstrap_servers)

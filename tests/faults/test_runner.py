@@ -33,7 +33,7 @@ from verity_stream.status import State, Status, utc_now
 
 CONNECTOR = "http-1"
 SETTINGS = StreamSettings()
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 OK = httpx2.Response(200, json={"events": [1]})
 EMPTY = httpx2.Response(200, json={"events": []})
 DOWN = httpx2.Response(503)

@@ -40,7 +40,7 @@ def verity(bench: Bench, *arguments: str, **environment: str) -> subprocess.Comp
         env={**os.environ, **bench.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     said = result.stdout + result.stderr
     assert SECRET not in said

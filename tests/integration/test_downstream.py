@@ -46,7 +46,6 @@ from verity_stream.topics import Topics
 pytestmark = pytest.mark.stack
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "downstream"
-COMMIT_SECONDS = 1.0
 FETCHED_AT = "2026-01-01T00:00:00.000000Z"
 NOW = datetime.now(UTC)
 
@@ -204,7 +203,7 @@ def lines(worker: Worker, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-async def until(condition: Callable[[], Any], bench: Bench, seconds: float = 30) -> float:
+async def until(condition: Callable[[], Any], bench: Bench, seconds: float = 90) -> float:
     """Wait until the condition holds; how long it took."""
     began = time.monotonic()
 
@@ -241,10 +240,12 @@ async def lag(bench: Bench, group: str, topic: str) -> int:
 
 
 async def assert_lag_vanishes(bench: Bench, group: str, topic: str) -> None:
-    began = time.monotonic()
-    while (behind := await lag(bench, group, topic)) != 0:
-        assert time.monotonic() - began < 3 * COMMIT_SECONDS, f"lag {behind}\n{bench.logs()}"
-        await asyncio.sleep(0.1)
+    """Faust's own commits hang where a transaction's end is the last of a partition: for ever."""
+
+    async def is_0() -> bool:
+        return await lag(bench, group, topic) == 0
+
+    await eventually(is_0, 60, bench.logs)
 
 
 async def test_typed_records_arrive_and_poison_does_not_stop_them(bench: Bench) -> None:
@@ -366,7 +367,7 @@ async def test_a_dead_letter_that_cant_be_published_stops_the_worker(bench: Benc
         await src.publish(event(2, principal_ref="one"))
     worker = start(bench, AGENTS, group)
     assert worker.process is not None
-    code = await asyncio.to_thread(worker.process.wait, 45)
+    code = await asyncio.to_thread(worker.process.wait, 90)
     assert code == 1, worker.log[-3000:]
     assert "A dead letter can't be published, so the worker stops" in worker.log
     ((partition, (offset, _)),) = offsets[src.topic].items()
@@ -485,11 +486,15 @@ async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> Non
             start(bench, EXAMPLE.format(module="new_access"), access_app),
         ]
 
+        killed = asyncio.Event()
+
         async def publish() -> None:
             for first in range(0, len(events), 3):
                 await src.publish(*events[first : first + 3])
                 if first == 300:
                     await src.abort(*(event(n, asset_ref="aborted") for n in range(5000, 5030)))
+                if first == 450:
+                    await killed.wait()
                 await asyncio.sleep(0.03)
 
         for worker in workers:
@@ -499,10 +504,11 @@ async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> Non
         async def some_are_out() -> bool:
             return bool(await alerts(bursts_app) and await alerts(access_app))
 
-        await eventually(some_are_out, 30, bench.logs)
+        await eventually(some_are_out, 90, bench.logs)
         for worker in workers:
             worker.kill()
         assert not publishing.done(), "killed in mid-stream"
+        killed.set()
         for worker in workers:
             worker.start()
         await publishing
@@ -512,7 +518,7 @@ async def test_the_examples_raise_every_alert_across_a_kill(bench: Bench) -> Non
                 await lag(bench, bursts_app, src.topic) or await lag(bench, access_app, src.topic)
             )
 
-        await eventually(lag_is_0, 40, bench.logs)
+        await eventually(lag_is_0, 90, bench.logs)
     burst_alerts, access_alerts = await alerts(bursts_app), await alerts(access_app)
     found = {(one["principal_ref"], one["window_start"]) for one in burst_alerts}
     assert found == bursts, bench.logs()

@@ -25,10 +25,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from stack_fixtures import temporary_stack
 from verity_test_connectors import sequence
-from workers import Bench, eventually, free_port, killing, make_bench
+from workers import Bench, eventually, killing, make_bench
 
 from verity_stream.placement import partition_for
 from verity_stream.stack.kafka import KafkaServer
+from verity_stream.stack.server import free_port
 
 pytestmark = pytest.mark.stack
 
@@ -81,7 +82,7 @@ class Cluster:
                 len(one["isr"]) == NODES for each in described for one in each.values()
             )
 
-        await eventually(whole, 60)
+        await eventually(whole, 120)
 
 
 @contextmanager
@@ -173,7 +174,7 @@ async def test_a_leader_that_dies_during_a_commit(
         async def stands() -> bool:
             return bool(process.status() == psutil.STATUS_STOPPED)
 
-        await eventually(stands, 60, bench.logs)
+        await eventually(stands, 120, bench.logs)
         topic, partition = await leader_of(what, cluster, bench)
         victim = await cluster.leader(topic, partition)
         await asyncio.to_thread(cluster.nodes[victim].kill)
@@ -181,7 +182,7 @@ async def test_a_leader_that_dies_during_a_commit(
         async def has_another() -> bool:
             return await cluster.leader(topic, partition) not in (victim, -1)
 
-        await eventually(has_another, 60)
+        await eventually(has_another, 120)
         worker.signal(signal.SIGCONT)
         await bench.wait_for_state("source", "caught_up", 90)
         await bench.assert_exactly_once(
@@ -196,7 +197,7 @@ async def test_a_leader_that_dies_during_a_commit(
         async def has_started() -> bool:
             return (await bench.stored_checkpoint("source") or {})["epoch"] > after["epoch"]
 
-        await eventually(has_started, 60, bench.logs)
+        await eventually(has_started, 120, bench.logs)
         await bench.wait_for_state("source", "caught_up")
         await bench.assert_exactly_once(
             "source", {one.event_id for one in sequence(bench.name, COUNT)}

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
+from stack_fixtures import temporary_stack
 from verity_test_connectors import sequence
 from workers import Bench, killing, make_bench
 
@@ -20,11 +20,18 @@ pytestmark = pytest.mark.stack
 COUNT = 600
 
 
+@pytest.fixture(scope="module")
+def own_stack() -> Iterator[Stack]:
+    """A stack that only these tests use, one after the other."""
+    with temporary_stack() as stack:
+        yield stack
+
+
 @pytest.fixture
-def fragile(make_stack: Any, tmp_path: Path) -> Iterator[tuple[Stack, Bench]]:
-    """A stack that only this test uses, and a bench on it."""
-    stack = make_stack()
-    address = stack.up()
+def fragile(own_stack: Stack, tmp_path: Path) -> Iterator[tuple[Stack, Bench]]:
+    """That stack, whatever the test before left of it, and a bench on it."""
+    stack = own_stack
+    address = stack.up(environ={})
     with killing(make_bench(tmp_path, address.bootstrap_servers, address.dsn)) as bench:
         bench.configure(
             source={
@@ -94,7 +101,11 @@ async def test_an_edit_of_a_restored_database_wins(fragile: tuple[Stack, Bench])
     await restore_an_early_page(bench)
     events = sequence(bench.name, COUNT)
     back_to = events[COUNT // 2].occurred_at
-    await bench.fetchrow("UPDATE connector_checkpoints SET last_ts = $1", back_to)
+    await bench.fetchrow(
+        "UPDATE connector_checkpoints SET last_ts = $2 WHERE connector_id = $1",
+        bench.id("source"),
+        back_to,
+    )
     # Even where an operator wants to decide: this is the decision.
     second = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_DATABASE_BEHIND="stop")
     await bench.wait_for_version("source", newest + 2)

@@ -31,7 +31,7 @@ from verity_sdk.pages import Page, Position, SnapshotGap, SnapshotScope
 
 COLLECTOR = "verity collector"
 PASSWORD = "a-password-of-the-tests"
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 60.0
 # The abbreviation and the offset differ from UTC, and the log of this server is in local time.
 ELSEWHERE = {**LOG_STATEMENT, "log_timezone": "Asia/Kathmandu"}
 
@@ -415,7 +415,7 @@ async def test_a_broken_connection_is_unavailable_once_and_then_replaced(pg18: T
 
 async def test_an_answer_that_does_not_come_in_time_costs_the_connection(pg18: TestServer) -> None:
     """Whatever state it is in: behind a firewall that swallows packets it would hang for ever."""
-    async with connector(pg18, query_timeout="300ms") as reader:
+    async with connector(pg18, query_timeout="2s") as reader:
         before = await reader._server.value("SELECT pg_backend_pid()")
         assert await reader._server.value("SELECT pg_backend_pid()") == before, "kept"
         with pytest.raises(Unavailable, match="in time"):

@@ -59,7 +59,7 @@ async def epochs(bench: Bench, names: list[str]) -> Mapping[str, int]:
 
 
 async def shared(
-    bench: Bench, workers: list[Worker], names: list[str], seconds: float = 40
+    bench: Bench, workers: list[Worker], names: list[str], seconds: float = 90
 ) -> None:
     """Until each of these workers has some connectors, and together they have each once."""
 
@@ -81,7 +81,7 @@ async def running(bench: Bench, names: list[str], since: Mapping[str, int] | Non
                 return False
         return True
 
-    await eventually(is_so, 60, bench.logs)
+    await eventually(is_so, 90, bench.logs)
 
 
 async def started_again(bench: Bench, names: list[str], before: Mapping[str, int]) -> None:
@@ -91,7 +91,7 @@ async def started_again(bench: Bench, names: list[str], before: Mapping[str, int
         found = await epochs(bench, names)
         return all(found[name] > before[name] for name in names)
 
-    await eventually(is_so, 60, bench.logs)
+    await eventually(is_so, 90, bench.logs)
 
 
 async def versions(bench: Bench, names: list[str]) -> dict[str, int]:
@@ -184,7 +184,7 @@ async def test_a_worker_that_wakes_up_after_its_session_does_not_fight(bench: Be
         now = await epochs(bench, names)
         return all(now[name] > before[name] for name in taken)
 
-    await eventually(are_taken_over, 60, bench.logs)
+    await eventually(are_taken_over, 90, bench.logs)
     meanwhile = await epochs(bench, names)
     frozen.signal(signal.SIGCONT)
     await shared(bench, [frozen, other], names)

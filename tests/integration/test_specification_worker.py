@@ -59,7 +59,7 @@ async def test_the_specifications_class_runs_unchanged_exactly_once(
             ACME_KEY="sk-secret", VERITY_PAGE_EVENTS="50", VERITY_FAILPOINTS="after_commit=kill@7"
         )
         assert worker.process is not None
-        assert await asyncio.to_thread(worker.process.wait, 40) == -9
+        assert await asyncio.to_thread(worker.process.wait, 90) == -9
         second = bench.worker(ACME_KEY="sk-secret", VERITY_PAGE_EVENTS="50")
         await bench.wait_for_state("prod", "caught_up")
         # What comes later comes, too.

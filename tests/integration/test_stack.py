@@ -61,7 +61,7 @@ async def test_reads_and_logins_are_in_the_audit_log(make_stack: StackFactory) -
     dsn = stack.postgres.address
     await execute(dsn, "SELECT 'a read that must be seen'")
     with pytest.raises(asyncpg.InvalidPasswordError):
-        await asyncpg.connect(dsn.replace(":verity@", ":wrong@"), timeout=5)
+        await asyncpg.connect(dsn.replace(":verity@", ":wrong@"), timeout=30)
 
     def messages() -> list[str]:
         files = sorted(stack.postgres.log_directory.glob("*.json"))
@@ -76,12 +76,12 @@ async def test_reads_and_logins_are_in_the_audit_log(make_stack: StackFactory) -
             and "password authentication failed" in found
         )
 
-    assert wait_until(is_complete, time.monotonic() + 10), messages()
+    assert wait_until(is_complete, time.monotonic() + 60), messages()
 
 
 async def test_kafka_creates_no_topic_by_itself(bootstrap_servers: str) -> None:
     """A misspelt topic is an error, not a new topic of one partition that nobody compacts."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, request_timeout_ms=1000)
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, request_timeout_ms=3000)
     async with producer:
         with pytest.raises(UnknownTopicOrPartitionError):
             await producer.send_and_wait("misspelt", b"1")
@@ -109,7 +109,7 @@ def test_command_line_from_up_to_wipe(tmp_path: Path) -> None:
 
         began_at = time.monotonic()
         again = verity_dev("up")
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < 10, "it waits for nothing"
         assert "kafka: already running" in again
         assert "postgres: already running" in again
         assert json.loads(verity_dev("status", "--json")) == first
@@ -227,9 +227,9 @@ def test_interrupted_start_leaves_no_orphan(tmp_path: Path) -> None:
     )
     stack = Stack(directory)
     try:
-        assert wait_until(stack.kafka.is_running, time.monotonic() + 30)
+        assert wait_until(stack.kafka.is_running, time.monotonic() + 120)
         program.send_signal(signal.SIGINT)
-        output, _ = program.communicate(timeout=30)
+        output, _ = program.communicate(timeout=60)
         assert program.returncode == 1, output
         assert_nothing_runs(stack)
     finally:
@@ -264,7 +264,7 @@ def test_plain_user_can_run_the_stack() -> None:
                 cwd="/",
                 capture_output=True,
                 text=True,
-                timeout=90,
+                timeout=150,
             )
 
         started = verity_dev("up", "--kafka-port", "0", "--postgres-port", "0")
@@ -284,7 +284,7 @@ def interpreter_for(drop: list[str], environ: dict[str, str]) -> str:
     for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
         probe = [*drop, python, "-c", "import verity_stream.cli.dev"]
         try:
-            if subprocess.run(probe, env=environ, cwd="/", timeout=30).returncode == 0:
+            if subprocess.run(probe, env=environ, cwd="/", timeout=60).returncode == 0:
                 return python
         except FileNotFoundError:
             continue
@@ -345,16 +345,16 @@ async def read_back(bootstrap_servers: str, topic: str) -> list[bytes]:
 
 
 async def execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn, timeout=5)
+    connection = await asyncpg.connect(dsn, timeout=30)
     try:
-        await connection.execute(statement, timeout=10)
+        await connection.execute(statement, timeout=30)
     finally:
         await connection.close(timeout=5)
 
 
 async def fetch_value(dsn: str, query: str) -> Any:
-    connection = await asyncpg.connect(dsn, timeout=5)
+    connection = await asyncpg.connect(dsn, timeout=30)
     try:
-        return await connection.fetchval(query, timeout=10)
+        return await connection.fetchval(query, timeout=30)
     finally:
         await connection.close(timeout=5)

@@ -72,7 +72,7 @@ async def test_partitions_added_to_the_checkpoints_topic_stop_the_relays_with_on
         worker.terminate()
         await delete_topics(bench, CHECKPOINTS_TOPIC)
         bench.worker()
-        await bench.wait_for_state("source", "running", 60)
+        await bench.wait_for_state("source", "running", 90)
 
 
 async def test_a_start_with_topics_of_another_shape_ends_with_one_error_and_one_command(
@@ -96,7 +96,7 @@ async def test_a_start_with_topics_of_another_shape_ends_with_one_error_and_one_
         before = await bench.stored_checkpoint("source")
         again = bench.worker()
         assert again.process is not None
-        assert await asyncio.to_thread(again.process.wait, 60) == 2, bench.logs()
+        assert await asyncio.to_thread(again.process.wait, 90) == 2, bench.logs()
         lines = [json.loads(one) for one in again.log.splitlines() if one.startswith("{")]
         (said,) = [one for one in lines if one["level"] not in ("debug", "info")]
         assert said["level"] == "critical"
@@ -106,7 +106,7 @@ async def test_a_start_with_topics_of_another_shape_ends_with_one_error_and_one_
         # What the error says to do leads somewhere.
         await delete_topics(bench, *misshapen)
         bench.worker()
-        await bench.wait_for_state("source", "caught_up", 60)
+        await bench.wait_for_state("source", "caught_up", 90)
         await assert_exactly_once(bench, COUNT)
 
 
@@ -127,7 +127,7 @@ async def test_a_raw_topic_made_anew_with_fewer_partitions_is_taken(
         async with admin_of(bench) as admin:
             await admin.create_topics([NewTopic(raw, 2, 1)])
         again = bench.worker()
-        await bench.wait_for_state("source", "caught_up", 60)
+        await bench.wait_for_state("source", "caught_up", 90)
         assert before | set(await bench.event_ids("source")) == truth(bench, COUNT)
         (said,) = [one for one in again.messages("topics.other_partitions") if one["topic"] == raw]
         assert (said["partitions"], said["setting"]) == (2, 6)
@@ -149,7 +149,7 @@ async def test_partitions_added_to_the_topics_of_events_lose_and_repeat_nothing(
             ]
             assert raw_topic(bench.name) in names
             await admin.create_partitions(dict.fromkeys(names, NewPartitions(12)))
-        await bench.wait_for_state("source", "caught_up", 60)
+        await bench.wait_for_state("source", "caught_up", 90)
         await assert_exactly_once(bench, COUNT)
 
 
@@ -170,16 +170,16 @@ async def test_a_checkpoints_topic_that_the_broker_made_by_itself_is_made_anew(
             async def is_gone() -> bool:
                 return CHECKPOINTS_TOPIC not in await admin.list_topics()
 
-            await eventually(is_gone, 20)
+            await eventually(is_gone, 60)
             # Asked for by its name, it is there again.
             await admin.describe_topics([CHECKPOINTS_TOPIC])
 
             async def is_back() -> bool:
                 return CHECKPOINTS_TOPIC in await admin.list_topics()
 
-            await eventually(is_back, 20)
+            await eventually(is_back, 60)
         again = bench.worker()
-        await bench.wait_for_state("source", "caught_up", 60)
+        await bench.wait_for_state("source", "caught_up", 90)
         assert CHECKPOINTS_TOPIC in {one["topic"] for one in again.messages("topics.made_anew")}
         async with admin_of(bench) as admin:
             (described,) = await admin.describe_topics([CHECKPOINTS_TOPIC])

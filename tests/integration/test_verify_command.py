@@ -31,7 +31,7 @@ def verify(bench: Bench, *options: str) -> tuple[int, dict[str, dict[str, Any]]]
         env={**os.environ, **bench.environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.stdout, result.stderr
     rows = json.loads(result.stdout)
@@ -65,7 +65,7 @@ async def test_views_are_equal_after_kill_9_and_plants_are_found(bench: Bench) -
     crash = {"VERITY_FAILPOINTS": "before_persist=kill@5"}
     worker = bench.worker(VERITY_PAGE_EVENTS="20", **crash)
     assert worker.process is not None
-    await asyncio.to_thread(worker.process.wait, 40)
+    await asyncio.to_thread(worker.process.wait, 90)
     code, rows = await asyncio.to_thread(verify, bench, "--settle", "0.2")
     assert code == 0
     verdicts = {name: row["verdict"] for name, row in rows.items()}

@@ -110,12 +110,14 @@ async def test_an_emptied_database_blocks_where_the_operator_wants_to_decide(ben
 
 
 async def test_rows_that_are_deleted_under_a_running_worker_come_back(bench: Bench) -> None:
-    configure(bench)
+    gate = bench.directory / "gate"
+    configure(bench, gate=str(gate), gate_at=120)
     worker = bench.worker()
     await bench.wait_for_version("source", 6)
     await bench.fetchrow("DELETE FROM connector_checkpoints")
+    gate.touch()
     # Another relay might own a connector whose row is gone, so it waits before it claims again.
-    await bench.wait_for_state("source", "caught_up", 60)
+    await bench.wait_for_state("source", "caught_up", 90)
     await bench.assert_exactly_once("source", truth(bench))
     assert metric(worker, bench, "verity_database_behind_total") == 1
 
@@ -169,10 +171,10 @@ async def test_a_checkpoints_topic_that_is_deleted_under_a_running_worker(
         await bench.wait_for_version("source", 6)
         await delete_topics(bench, CHECKPOINTS)
         assert worker.process is not None
-        assert await asyncio.to_thread(worker.process.wait, 60) == 1
+        assert await asyncio.to_thread(worker.process.wait, 90) == 1
         assert "no assignment is complete" in worker.log
         again = bench.worker()
-        await bench.wait_for_state("source", "caught_up", 60)
+        await bench.wait_for_state("source", "caught_up", 90)
         counts = Counter(await bench.event_ids("source"))
         assert counts.keys() == truth(bench, 800)
         assert set(counts.values()) == {1}
@@ -197,7 +199,7 @@ async def test_another_environments_database_is_left_alone(
     async def is_refused() -> bool:
         return bool(intruder.messages("connector.blocked"))
 
-    await eventually(is_refused, 60, bench.logs)
+    await eventually(is_refused, 90, bench.logs)
     (found, *_) = intruder.messages("connector.blocked")
     assert "VERITY_OTHER_CLUSTER" in found["error"]
     (said, *_) = intruder.messages("relay.other_cluster")

@@ -76,7 +76,7 @@ async def test_the_table_is_the_third_view_of_the_checkpoint(bench: Bench) -> No
         _, table = worker.get("/checkpoints")
         return bool(table) and table.get(bench.id("source"), {}).get("version") == last["version"]
 
-    await eventually(mirrored, 10, bench.logs)
+    await eventually(mirrored, 60, bench.logs)
     _, table = worker.get("/checkpoints")
     assert stored is not None
     assert table[bench.id("source")]["cursor"] == last["cursor"] == orjson.loads(stored["cursor"])
@@ -113,9 +113,9 @@ async def test_a_stopped_worker_that_wakes_up_is_fenced_and_publishes_nothing(
     async def taken_over() -> bool:
         return (await bench.stored_checkpoint("source"))["epoch"] > stopped_at
 
-    await eventually(taken_over, 30, bench.logs)
+    await eventually(taken_over, 90, bench.logs)
     zombie.signal(signal.SIGCONT)
-    await bench.wait_for_state("source", "caught_up", 60)
+    await bench.wait_for_state("source", "caught_up")
     await assert_exactly_once(bench, "source", count)
 
 
@@ -135,10 +135,10 @@ async def test_two_workers_share_the_connectors_and_hand_them_over(bench: Bench)
         ]
         return all(held) and sorted(held[0] + held[1]) == sorted(map(bench.id, names))
 
-    await eventually(shared, 30, bench.logs)
+    await eventually(shared, 90, bench.logs)
     first.terminate()
     for name in names:
-        await bench.wait_for_state(name, "caught_up", 60)
+        await bench.wait_for_state(name, "caught_up")
         await assert_exactly_once(bench, name, 400)
 
 
@@ -158,7 +158,7 @@ async def test_an_edit_by_sql_wins_and_replays(bench: Bench) -> None:
         middle,
     )
     expected = 200 + sum(event.occurred_at >= middle for event in truth)
-    await bench.wait_for_events(expected, 20)
+    await bench.wait_for_events(expected)
     await bench.wait_for_state("source", "caught_up")
     assert len(await bench.event_ids()) == expected, "replayed once, as asked"
     audit = await bench.fetchrow(
@@ -167,6 +167,7 @@ async def test_an_edit_by_sql_wins_and_replays(bench: Bench) -> None:
     assert audit["action"] == "edit"
 
 
+@pytest.mark.alone
 async def test_pause_is_honoured_within_two_seconds_and_snapshots_come_on_demand(
     bench: Bench,
 ) -> None:
@@ -185,12 +186,12 @@ async def test_pause_is_honoured_within_two_seconds_and_snapshots_come_on_demand
 
     # The topic is shared: a worker that another test killed within a snapshot leaves a transaction
     # open, and committed readers of its partition wait until the broker ends it.
-    await eventually(lambda: snapshots(1), 80, bench.logs)
+    await eventually(lambda: snapshots(1), 120, bench.logs)
     await bench.fetchrow(
         "INSERT INTO connector_controls (connector_id, snapshot_requested_at) VALUES ($1, now())",
         bench.id("source"),
     )
-    await eventually(lambda: snapshots(2), 80, bench.logs)
+    await eventually(lambda: snapshots(2), 120, bench.logs)
     records = await committed(bench.bootstrap_servers, platform_topic)
     own = [orjson.loads(r.value) for r in records if r.key == bench.id("source").encode()]
     first = [body for body in own if body["snapshot_id"] == own[0]["snapshot_id"]]
@@ -203,7 +204,7 @@ async def test_pause_is_honoured_within_two_seconds_and_snapshots_come_on_demand
         "UPDATE connector_controls SET paused = true WHERE connector_id = $1", bench.id("source")
     )
     asked_at = time.monotonic()
-    await bench.wait_for_state("source", "paused", 10)
+    await bench.wait_for_state("source", "paused")
     assert time.monotonic() - asked_at < 4  # 2 s to honour it, and time to see it
     before = (await bench.stored_checkpoint("source"))["version"]
     await asyncio.sleep(1)
@@ -244,7 +245,7 @@ def test_a_wrong_configuration_exits_with_2_and_names_every_fault(bench: Bench) 
     )
     worker = bench.worker()
     assert worker.process is not None
-    assert worker.process.wait(20) == 2
+    assert worker.process.wait(90) == 2
     for text in ("nonsense", "[connectors.b] count", "[connectors.c] poll_every"):
         assert text in worker.log
     assert "Traceback" not in worker.log
@@ -258,7 +259,7 @@ async def test_killed_at_every_point_of_a_page(bench: Bench, point: str) -> None
     passage = 1 if point in START_POINTS else 3
     first = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_FAILPOINTS=f"{point}=kill@{passage}")
     assert first.process is not None
-    assert await asyncio.to_thread(first.process.wait, 40) == -signal.SIGKILL
+    assert await asyncio.to_thread(first.process.wait, 90) == -signal.SIGKILL
     bench.worker(VERITY_PAGE_EVENTS="20")
     await bench.wait_for_state("source", "caught_up")
     await assert_exactly_once(bench, "source", count)

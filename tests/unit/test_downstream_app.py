@@ -148,7 +148,7 @@ def test_importing_the_package_loads_no_faust() -> None:
         "from verity_stream import create_app, raw_topic, permissions_topic, dead_topic\n"
         "assert 'faust' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("app_id", ["workers", "verity-stream"])

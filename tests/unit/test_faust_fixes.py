@@ -328,18 +328,18 @@ async def test_a_timer_survives_errors_and_cancellations(
         if ticks[-1] == 5:
             went_on.set()
 
-    add_timer(app, 0.001, tick, name="test", seconds_max=0.02)
+    add_timer(app, 0.001, tick, name="test", seconds_max=0.5)
     running = asyncio.ensure_future(app._app_tasks[-1]())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await went_on.wait()
     assert not running.done()
     app._stopped.set()
-    await asyncio.wait({running}, timeout=1)
+    await asyncio.wait({running}, timeout=30)
     assert running.done()
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
         "test failed",
         "test was cancelled from within",
-        "test took over 0.02 s and was cancelled",
+        "test took over 0.5 s and was cancelled",
         "The timer test was cancelled from outside; it goes on",
     ]
 

@@ -235,7 +235,7 @@ async def test_who_is_cancelled_takes_nobody_along() -> None:
 
 
 async def started(issuer: Issuer, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(issuer.requests) < count:  # noqa: ASYNC110 - the transport has no event
             await asyncio.sleep(0)
 

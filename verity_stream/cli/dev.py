@@ -45,7 +45,7 @@ def dev() -> None:
 @click.option(
     "--postgres-port", type=click.IntRange(0, 65535), help=f"0: a free one.  [{POSTGRES_PORT}]"
 )
-@click.option("--timeout", type=float, default=60, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", type=float, default=120, show_default=True, help="Seconds to wait.")
 def up(directory: Path, kafka_port: int | None, postgres_port: int | None, timeout: float) -> None:
     """Start Kafka and PostgreSQL; return when they serve. Safe to repeat."""
     began_at = time.monotonic()

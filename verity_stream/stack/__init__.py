@@ -17,7 +17,7 @@ from types import MappingProxyType
 from verity_stream.stack.errors import StackError
 from verity_stream.stack.kafka import KafkaServer
 from verity_stream.stack.postgres import PostgresServer
-from verity_stream.stack.server import POLL_SECONDS, Server, ServerStatus
+from verity_stream.stack.server import POLL_SECONDS, START_SECONDS, Server, ServerStatus
 
 __all__ = [
     "DATABASE_VARIABLE",
@@ -73,7 +73,9 @@ class Stack:
         """Both servers."""
         return (self.kafka, self.postgres)
 
-    def up(self, *, timeout: float = 60, environ: Mapping[str, str] | None = None) -> StackAddress:
+    def up(
+        self, *, timeout: float = START_SECONDS, environ: Mapping[str, str] | None = None
+    ) -> StackAddress:
         """Start what does not run yet, both at once; on return clients are served.
 
         Args:

@@ -18,7 +18,7 @@ from verity_stream.stack.jars import cache_directory, class_path, load_lock
 from verity_stream.stack.java import find_java
 from verity_stream.stack.server import Server, free_port
 
-FORMAT_SECONDS = 60
+FORMAT_SECONDS = 120
 
 BROKER_SETTINGS = {
     "process.roles": "broker,controller",

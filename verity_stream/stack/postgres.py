@@ -23,7 +23,7 @@ from verity_stream.stack.server import Server, contains, loopback_addresses, tai
 # One name for role, password and database. The role is a superuser: it belongs to one developer,
 # and installing the audit reader needs one. Never a model for a server that others reach.
 VERITY = "verity"
-INITIALISE_SECONDS = 60
+INITIALISE_SECONDS = 120
 # PostgreSQL refuses to run as root. Started by root it runs as the first of these that exists, and
 # files that this user cannot reach under root's own folders are kept below SHARED.
 UNPRIVILEGED_USERS = ("postgres", "nobody")

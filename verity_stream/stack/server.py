@@ -18,6 +18,7 @@ import psutil
 from verity_stream.stack.errors import StackError
 
 POLL_SECONDS = 0.05
+START_SECONDS = 120.0
 KILL_SECONDS = 5.0
 TAIL_BYTES = 1024 * 1024
 # Below the range that Linux hands to outgoing connections: a port that was picked here is still
@@ -129,7 +130,7 @@ class Server(ABC):
 
     # Life.
 
-    def start(self, timeout: float = 60) -> bool:
+    def start(self, timeout: float = START_SECONDS) -> bool:
         """Serve clients on return; False when it already ran, True when this call started it.
 
         Args:

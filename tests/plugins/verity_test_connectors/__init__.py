@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel
@@ -30,7 +31,12 @@ STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class SequenceSettings(BaseModel, extra="forbid"):
-    """What the source holds and how slowly it serves it."""
+    """What the source holds and how slowly it serves it.
+
+    Attributes:
+        gate: A file; until it exists, pages that begin at `gate_at` or later are not served. So a
+            test does something in the middle, however fast or slow the machine is.
+    """
 
     connector_id: str
     platform: str
@@ -38,6 +44,8 @@ class SequenceSettings(BaseModel, extra="forbid"):
     page: int = 50
     page_seconds: float = 0.0
     overlap: int = 0
+    gate: str = ""
+    gate_at: int = 0
     late: float = 0.0
     seed: int = 1
     denied_scopes: list[str] = []
@@ -107,6 +115,9 @@ class PagedSequence(_Sequence, PagedConnector):
 
     lookback: ClassVar[timedelta] = timedelta(hours=1)
 
+    def _is_open(self) -> bool:
+        return not self.config.gate or Path(self.config.gate).exists()
+
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
         events = self._events()
         start = int(position.cursor["next"]) if position.cursor else 0
@@ -115,6 +126,9 @@ class PagedSequence(_Sequence, PagedConnector):
                 start += 1
         while start < len(events):
             await asyncio.sleep(self.config.page_seconds)
+            # Whoever opens it is another process.
+            while start >= self.config.gate_at and not self._is_open():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
             end = min(start + self.config.page, len(events))
             yield Page(
                 events[max(0, start - self.config.overlap) : end],
