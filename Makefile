@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-lock
-# `make test TESTS=tests/unit ARGS="-x -k stack"`. Without TESTS, what needs no machine to itself runs
-# in two processes, a file each at a time; whole workers are tested one after the other.
+# `make test TESTS=tests/unit ARGS="-x -k stack"`. Without TESTS, everything runs in LANES processes, a
+# file each at a time and with servers of its own: what waits first, what computes beside it and in
+# the end. The few tests that measure time run afterwards, alone.
 TESTS ?=
+LANES ?= 3
 ARGS ?=
 SWEEP ?= quick
 # One world again (SEED=), fresh ones (SEEDS=), a plan, a planted bug (PLANT=), all of them
@@ -31,8 +33,9 @@ demo-all: $(STAMP)  ## The same from six platforms (five are fakes over HTTP), a
 test: $(STAMP)  ## Run all tests on a real Kafka and a real PostgreSQL
 	@echo "== tests"
 ifeq ($(TESTS),)
-	$(BIN)/python -m pytest tests/unit tests/faults tests/contract tests/simulation -n 2 --dist loadfile $(ARGS)
-	$(BIN)/python -m pytest tests/integration $(ARGS)
+	$(BIN)/python -m pytest tests/integration tests/contract tests/simulation tests/faults tests/unit \
+		-m "not alone" -n $(LANES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/integration -m alone $(ARGS)
 else
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 endif

@@ -38,7 +38,10 @@ T = TypeVar("T")
 StackFactory = Callable[..., Stack]
 
 DEFAULT_DSN = f"postgresql://{VERITY}:{VERITY}@localhost:{POSTGRES_PORT}/{VERITY}"
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 30
+
+# Brokers of tests live for seconds: half of what each costs is what Java's second compiler does.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 @contextmanager
