@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -36,15 +37,15 @@ def test_the_same_id_in_another_topic_is_another_one() -> None:
     assert ONE.hash("a", b"b1") != ONE.hash("ab", b"1"), "where the topic ends is clear"
 
 
-def test_it_costs_less_than_16_bytes_an_id_while_it_grows_and_gives_them_back() -> None:
+def test_it_costs_13_to_16_bytes_an_id_while_it_grows_and_gives_them_back() -> None:
     drawn = random.Random(1)
     ids = [drawn.getrandbits(64) or 1 for _ in range(200_000)]
     table = IdTable()
     for count, one in enumerate(ids, 1):
         table.add([one])
         if count > 20_000 and count % 5000 == 0:
-            # Its shards grow about at the same time, each by half.
-            assert 10 < table.size_bytes / count < 17, count
+            # Its shards grow one after the other, so that this is the same at every size.
+            assert 12 < table.size_bytes / count < 16, count
     for one in ids[1000:]:
         table.discard(one)
     assert len(table) == 1000
@@ -52,14 +53,16 @@ def test_it_costs_less_than_16_bytes_an_id_while_it_grows_and_gives_them_back() 
     assert all(one in table for one in ids[:1000])
 
 
-def test_room_that_was_made_is_enough_and_not_too_much() -> None:
+@pytest.mark.parametrize("count", [80_000, 100_000, 130_000])
+def test_room_that_was_made_is_enough_and_not_too_much(count: int) -> None:
     drawn = random.Random(2)
     table = IdTable()
-    table.reserve(100_000)
+    table.reserve(count)
     before = table.size_bytes
-    for _ in range(100_000):
+    for _ in range(count):
         table.add([drawn.getrandbits(64) or 1])
-    assert table.size_bytes == before < 16 * 100_000
+    # By chance a shard gets more than the others, and doubles all the same.
+    assert before <= table.size_bytes <= 1.02 * before < 20 * count
 
 
 class TableMachine(RuleBasedStateMachine):
