@@ -15,7 +15,7 @@ from drafts import HASHER, ListPage, ids_of, outlet
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Denied
 from verity_sdk.pages import Gap, RejectedRecord
-from verity_stream.draft import TURN, Draft
+from verity_stream.draft import TAKEN_TOGETHER, Draft
 from verity_stream.records import GAPS_TOPIC, Origin, PageSummary, Record, dead_topic, raw_topic
 from verity_stream.seen import SeenWindow
 from verity_stream.topic_reader import published_ids_of
@@ -82,7 +82,7 @@ async def test_a_page_claims_its_ids_before_the_next_one_does() -> None:
     """Else the first page, already handed over, would leave its event to the second."""
     there = outlet()
     first = await filled(Draft(there, 9, 10**6), event("a"))
-    second = await filled(Draft(there, 100, 10**6), event("a"), *map(event, range(TURN)))
+    second = await filled(Draft(there, 1000, 10**6), event("a"), *map(event, range(TAKEN_TOGETHER)))
     await second.finish()
     await first.finish()
     assert "a" in ids_of(first)
