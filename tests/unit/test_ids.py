@@ -61,7 +61,7 @@ def test_room_that_was_made_is_enough_and_not_too_much(count: int) -> None:
     before = table.size_bytes
     for _ in range(count):
         table.add([drawn.getrandbits(64) or 1])
-    # By chance a shard gets more than the others, and doubles all the same.
+    # By chance a shard gets more than the others, and grows all the same.
     assert before <= table.size_bytes <= 1.02 * before < 20 * count
 
 
