@@ -25,7 +25,8 @@ from connectors.hr import HrConnector
 from verity_sdk.testing import ConnectorLaws, FakedSource, Fault, Grant
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-HTTP = {"retry_budget": "5s", "read_timeout": 1.0, "connect_timeout": 1.0}
+# Beside other work, and with memory traced, a fake may need more than a second for its people.
+HTTP = {"retry_budget": "5s", "read_timeout": 3.0, "connect_timeout": 3.0}
 NO_ACTOR = "HR systems do not say who made a change"
 ONCE_EACH = "an employee is a key of a map, and comes once"
 

@@ -985,7 +985,9 @@ def test_compaction_keeps_the_last_of_each_key_and_all_offsets(own_side: Side) -
             start, stable, end = await side.ends(topic)
             assert (start, stable, end) == (0, 19, 19)
             found = await side.read(topic, at=5)
-            assert found[-2:] == [(15, b"15"), (17, b"17")]
+            # Of one key: a cleaner that was quicker than this reader has removed 15.
+            left = [(offset, value) for offset, value in found if offset > 12]
+            assert left in ([(15, b"15"), (17, b"17")], [(17, b"17")])
 
     own_side.run(case)
 
