@@ -151,27 +151,6 @@ class _Partitions(dict[bytes | None, int]):
         return partition
 
 
-class _Batch:
-    """A partition's batch while it is filled.
-
-    aiokafka's own `append` looks at every record for serializers that our producers do not have,
-    and takes half as long again as its builder, which is asked directly here.
-    """
-
-    __slots__ = ("append", "batch", "record_count")
-
-    def __init__(self, batch: BatchBuilder) -> None:
-        self.batch = batch
-        self.append = batch._builder.append
-        self.record_count = 0
-
-    def closed(self) -> BatchBuilder:
-        """As the producer sends it."""
-        self.batch._relative_offset = self.record_count
-        self.batch.close()
-        return self.batch
-
-
 class Batches:
     """A page of records as Kafka's batches.
 
@@ -185,13 +164,13 @@ class Batches:
     ) -> None:
         self._producer = producer
         self._partitions = partitions
-        self._all: list[tuple[str, int, _Batch]] = []
-        self._filling = defaultdict[str, dict[int, _Batch]](dict)
+        self._all: list[tuple[str, int, BatchBuilder]] = []
+        self._filling = defaultdict[str, dict[int, BatchBuilder]](dict)
 
     @property
     def record_count(self) -> int:
         """How many records were added."""
-        return sum(batch.record_count for _, _, batch in self._all)
+        return sum(batch.record_count() for _, _, batch in self._all)
 
     def add(
         self,
@@ -208,18 +187,17 @@ class Batches:
             batch = self._filling[topic][partition]
         except KeyError:
             batch = self._begin(topic, partition)
-        if batch.append(batch.record_count, None, key, value, headers) is None:
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
             # It is full; a new one takes its first record whatever its size.
             batch = self._begin(topic, partition)
-            batch.append(0, None, key, value, headers)
-        batch.record_count += 1
+            batch.append(timestamp=None, key=key, value=value, headers=headers)
 
-    def _begin(self, topic: str, partition: int) -> _Batch:
-        batch = self._filling[topic][partition] = _Batch(self._producer.create_batch())
+    def _begin(self, topic: str, partition: int) -> BatchBuilder:
+        batch = self._filling[topic][partition] = self._producer.create_batch()
         self._all.append((topic, partition, batch))
         return batch
 
-    def __iter__(self) -> Iterator[tuple[str, int, _Batch]]:
+    def __iter__(self) -> Iterator[tuple[str, int, BatchBuilder]]:
         return iter(self._all)
 
 
@@ -357,7 +335,8 @@ class KafkaPublisher:
                 page.add(*record)
         futures: list[asyncio.Future[Any]] = []
         for topic, partition, batch in page:
-            future = await producer.send_batch(batch.closed(), topic, partition=partition)
+            batch.close()
+            future = await producer.send_batch(batch, topic, partition=partition)
             # Where a later batch is refused nobody awaits this one, and asyncio would log an error.
             future.add_done_callback(lambda it: it.cancelled() or it.exception())
             futures.append(future)
@@ -366,7 +345,7 @@ class KafkaPublisher:
         for (topic, partition, batch), metadata in zip(page, acknowledged, strict=True):
             if isinstance(metadata, BaseException):
                 raise metadata
-            first, last = metadata.offset, metadata.offset + batch.record_count - 1
+            first, last = metadata.offset, metadata.offset + batch.record_count() - 1
             taken = offsets.setdefault(topic, {})
             if partition in taken:
                 first = min(first, taken[partition][0])

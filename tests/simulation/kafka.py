@@ -536,7 +536,7 @@ async def _bootstrap(kafka: Kafka, options: Mapping[str, Any]) -> None:
 
 
 class Batch:
-    """What aiokafka's `BatchBuilder` offers, and the builder in it, without the encoding."""
+    """What aiokafka's `BatchBuilder` offers, without the encoding."""
 
     def __init__(self, bytes_max: int, now_ms: Callable[[], int]) -> None:
         self.records: list[Record] = []
@@ -544,7 +544,6 @@ class Batch:
         self._size = BATCH_FRAME_BYTES
         self._is_closed = False
         self._now_ms = now_ms
-        self._builder = SimpleNamespace(append=self._append)
 
     def append(
         self, *, timestamp: int | None, key: bytes | None, value: bytes | None, headers: Any
@@ -560,11 +559,6 @@ class Batch:
         now = self._now_ms() if timestamp is None else timestamp
         self.records.append(Record(key, value, headers, now))
         return self
-
-    def _append(
-        self, _: int, timestamp: int | None, key: bytes | None, value: bytes | None, headers: Any
-    ) -> Any:
-        return self.append(timestamp=timestamp, key=key, value=value, headers=headers)
 
     def close(self) -> None:
         """No record is taken any more."""
