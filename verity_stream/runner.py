@@ -279,8 +279,8 @@ class ConnectorRunner:
                     if one.status.state is not state:
                         one.status.enter(state)
                 continue
-            # Before the first look nobody knows what is paused; and later what a first look finds
-            # asked for would have been asked before the start.
+            # Before the first look nobody knows what is paused, and whether a restart was asked for
+            # before or after the start.
             if self._is_held or not self._has_read_controls:
                 continue
             if one.task is None and (one.next_start_at or 0.0) <= now_seconds:

@@ -33,7 +33,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 from stack_fixtures import temporary_stack, with_database
-from verity_sweep_connectors.script import SPAN, STARTED_AT, truth_of
+from verity_sweep_connectors.script import SPAN, STARTED_AT, shows_in_time, truth_of
 from workers import Bench, Worker, committed, eventually, killing, make_bench
 
 from sweep.server import serving
@@ -159,7 +159,10 @@ class Lane:
         if worker is not None:
             worker.kill()
         for connector, table in self.tables.items():
-            table.update(pages=await self.pages_read(connector) + PAGES_AFTER, is_hurried=True)
+            pages = await self.pages_read(connector) + PAGES_AFTER
+            while not shows_in_time(table["platform"], pages - 1):
+                pages += 1
+            table.update(pages=pages, is_hurried=True)
         self.bench.configure(**self.tables)
         self.start()
         for connector, table in self.tables.items():

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
-from verity_sdk import format_utc
+from verity_sdk import format_utc, parse_utc
 
 STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPAN = timedelta(seconds=10)
@@ -57,6 +57,13 @@ def page_of(platform: str, number: int) -> dict[str, Any]:
     gap = f"gap-{number}" if draw.random() < 0.1 else None
     wait = draw.choice((0.0, 0.0, draw.uniform(0, 0.06), PAGE_WAIT * draw.uniform(0.98, 1.02)))
     return {"items": items, "gap": gap, "wait": wait}
+
+
+def shows_in_time(platform: str, number: int) -> bool:
+    """Whether a page has an event of its own time: else no watermark tells that it was read."""
+    begins_at = STARTED_AT + number * SPAN
+    times = (parse_utc(one["at"]) for one in page_of(platform, number)["items"] if "id" in one)
+    return any(begins_at <= at < begins_at + SPAN for at in times)
 
 
 def truth_of(platform: str, pages: int) -> tuple[set[str], set[str], set[str]]:
