@@ -61,7 +61,10 @@ CAUSES: Mapping[str, frozenset[str]] = {
     "relay.seen_window_lost": frozenset({"zombie"}),
     "connector.blocked": frozenset({"forbidden", "size_limited"}),
     "worker.clock_differs": frozenset({"clock_step"}),
-    "runner.task_ignores_cancellation": frozenset({"broker_away", "database_away", "slow"}),
+    # Its producer can't close while the page in its hands can't be sent.
+    "runner.task_ignores_cancellation": frozenset(
+        {"broker_away", "database_away", "slow", "raw_deleted"}
+    ),
 }
 """An alarm, and what may be its cause. Any other, or one without its cause, is a violation."""
 
