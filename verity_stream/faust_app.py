@@ -359,7 +359,8 @@ class WorkerApp(VerityApp):
             except ValueError:
                 mirrored[connector_id] = 0  # The agent has said so; reconciling must go on.
         self.watchdog.ticked(
-            is_settled=self.is_settled,
+            # Where the topic is gone, the group assigns nothing to anybody, for ever.
+            is_settled=self.is_settled and has_topic(self, CHECKPOINTS_TOPIC),
             is_member=is_group_member(self),
             published=published,
             mirrored=mirrored,
@@ -477,6 +478,13 @@ def is_group_member(app: faust.App) -> bool:
     """
     task = getattr(coordinator_of(app), "_coordination_task", None)
     return task is None or not task.done()
+
+
+def has_topic(app: faust.App, topic: str) -> bool:
+    """Whether the cluster has a topic, as the consumer heard last; True where it heard nothing."""
+    cluster = getattr(coordinator_of(app), "_cluster", None)
+    topics = set() if cluster is None else cluster.topics()
+    return not topics or topic in topics
 
 
 def is_in_group(app: faust.App) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 
@@ -37,7 +38,7 @@ LEFT_OUT = ("twins", "late_by", "lookback_every")
 
 def kind_of(violation: str) -> str:
     """What two violations have in common that are the same."""
-    return violation.split(":")[0]
+    return re.sub(r"[\d.]+", "n", violation.split(":")[0])
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:

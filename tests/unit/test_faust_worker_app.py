@@ -289,6 +289,26 @@ async def test_a_worker_that_the_group_has_not_heard_of_starts_nothing(
     assert runner.calls[-2:] == [("assign", [1]), "reconcile"]
 
 
+async def test_an_assignment_of_a_topic_that_is_gone_is_not_complete(
+    worker: tuple[WorkerApp, StubRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group assigns nothing to anybody, for ever: the watchdog is to end that."""
+    app, _ = worker
+    there, said = {"other", CHECKPOINTS_TOPIC}, []
+    coordinator = SimpleNamespace(
+        _cluster=SimpleNamespace(topics=lambda: there), _coordination_task=None
+    )
+    monkeypatch.setattr(faust_app, "coordinator_of", lambda app: coordinator)
+    monkeypatch.setattr(app.watchdog, "ticked", lambda **facts: said.append(facts["is_settled"]))
+    await rebalance(app)
+    await app._tick()
+    there = {"other"}
+    await app._tick()
+    there = set()  # Nothing was heard yet.
+    await app._tick()
+    assert said == [True, False, True]
+
+
 async def test_readiness_says_why_not(worker: tuple[WorkerApp, StubRunner]) -> None:
     """Rebalancing, no partitions, no connectors: each is a reason."""
     app, runner = worker
