@@ -56,7 +56,7 @@ CAUSES: Mapping[str, frozenset[str]] = {
     "ids.key_differs": frozenset({"restored"}),
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
-    "snapshot.published": frozenset({"denied"}),
+    "snapshot.published": frozenset({"denied", "busy"}),
     # Nothing fences a zombie without transactions: it writes over its successor's slots of ids.
     "relay.seen_window_lost": frozenset({"zombie"}),
     "connector.blocked": frozenset({"forbidden", "size_limited"}),
@@ -340,7 +340,9 @@ class Reference:
                 raise Violated(f"snapshot: {count} grants, and its end says {body['grant_count']}")
             if body["is_complete"] and count != known.truth.plan["grants"]:
                 raise Violated(f"snapshot: complete with {count} grants")
-            if not body["is_complete"] and not known.truth.plan["denied_share"]:
+            # A worker that was frozen finds that its source was silent for too long.
+            may_lack = known.truth.plan["denied_share"] or "busy" in self._facts.causes
+            if not body["is_complete"] and not may_lack:
                 raise Violated("snapshot: partial, and nothing was denied")
             known.is_snapshot_due = False
             known.snapshots += 1
