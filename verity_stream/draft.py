@@ -179,10 +179,10 @@ class Draft:
         are_new = self._claim(hashes)
         self.hashes += compress(hashes, are_new)
         self.fresh_times += compress(times, are_new)
-        add, (connector, schema, fetched) = self.page.add, self._headers
+        add, shared = self.page.add, self._headers
         rows = zip(count(), ids, topics, keys, values, altered)
         for place, id_header, topic, key, value, pointers in compress(rows, are_new):
-            headers = [("event_id", id_header), connector, schema, fetched]
+            headers = [("event_id", id_header), *shared]
             if pointers is not None:
                 headers.append(("altered", pointers))
                 self._letters.append(originals[place])

@@ -482,8 +482,8 @@ def is_group_member(app: faust.App) -> bool:
 
 def has_topic(app: faust.App, topic: str) -> bool:
     """Whether the cluster has a topic, as the consumer heard last; True where it heard nothing."""
-    cluster = getattr(coordinator_of(app), "_cluster", None)
-    topics = set() if cluster is None else cluster.topics()
+    coordinator = coordinator_of(app)
+    topics = set() if coordinator is None else coordinator._cluster.topics()
     return not topics or topic in topics
 
 

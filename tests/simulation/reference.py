@@ -341,7 +341,10 @@ class Reference:
             if body["is_complete"] and count != known.truth.plan["grants"]:
                 raise Violated(f"snapshot: complete with {count} grants")
             # A worker that was frozen finds that its source was silent for too long.
-            may_lack = known.truth.plan["denied_share"] or "busy" in self._facts.causes
+            was_silent = any("fetch_timeout" in one["reason"] for one in body["scopes_denied"])
+            may_lack = known.truth.plan["denied_share"] or (
+                was_silent and "busy" in self._facts.causes
+            )
             if not body["is_complete"] and not may_lack:
                 raise Violated("snapshot: partial, and nothing was denied")
             known.is_snapshot_due = False

@@ -278,7 +278,9 @@ async def test_a_worker_that_the_group_has_not_heard_of_starts_nothing(
     app, runner = worker
     await rebalance(app, 1)
     coordinator = SimpleNamespace(
-        heard_at=time.monotonic() - app.conf.broker_session_timeout - 0.1, _coordination_task=None
+        heard_at=time.monotonic() - app.conf.broker_session_timeout - 0.1,
+        _coordination_task=None,
+        _cluster=SimpleNamespace(topics=set),
     )
     monkeypatch.setattr(faust_app, "coordinator_of", lambda app: coordinator)
     await app._tick()

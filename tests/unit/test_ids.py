@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from verity_stream.ids import SHARDS, IdHasher, IdTable
+from verity_stream.ids import SHARD_PLACES_MIN, SHARDS, IdHasher, IdTable, _larger
+
+FIRST_SIZES = [SHARD_PLACES_MIN[0]]
+"""How large a shard is at first, and after it grew once, twice and three times."""
+for _ in range(3):
+    FIRST_SIZES.append(_larger(FIRST_SIZES[-1]))
 
 ONE, OTHER = IdHasher(b"k" * 16), IdHasher(b"l" * 16)
 
@@ -68,9 +74,9 @@ def test_room_that_was_made_is_enough_and_not_too_much(count: int) -> None:
 class TableMachine(RuleBasedStateMachine):
     """Against Python's set; hashes that collide, wrap around and make long runs among them."""
 
-    # Of one shard, and of one place in it whatever its size, up to 37: the first ones.
+    # Of one shard, and of one place in it whatever its size: these are its first ones.
     hashes = st.integers(1, 2**64 - 1) | st.builds(
-        lambda number, home: number * SHARDS * 5 * 7 * 11 * 17 * 25 * 37 + home,
+        lambda number, home: number * SHARDS * math.lcm(*FIRST_SIZES) + home,
         st.integers(1, 40),
         st.integers(0, 2),
     )
