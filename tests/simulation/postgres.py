@@ -193,6 +193,8 @@ class Postgres:
 
     def restore(self, backup: Any) -> None:
         """All rows as they were; whoever is in a transaction loses it."""
+        for session in set(self.database.locks.values()):
+            session.rollback()
         for name, rows in backup.items():
             self.database.tables[name].rows = dict(rows)
 

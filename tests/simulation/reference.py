@@ -61,9 +61,9 @@ CAUSES: Mapping[str, frozenset[str]] = {
     "relay.seen_window_lost": frozenset({"zombie"}),
     "connector.blocked": frozenset({"forbidden", "size_limited"}),
     "worker.clock_differs": frozenset({"clock_step"}),
-    # Its producer can't close while the page in its hands can't be sent.
+    # Its producer can't close while the page in its hands can't be sent or aborted.
     "runner.task_ignores_cancellation": frozenset(
-        {"broker_away", "database_away", "slow", "raw_deleted"}
+        {"broker_away", "coordinator_moved", "leader_moved", "database_away", "slow", "raw_deleted"}
     ),
 }
 """An alarm, and what may be its cause. Any other, or one without its cause, is a violation."""
@@ -476,7 +476,8 @@ class Reference:
     def raw_deleted(self) -> None:
         """What was published is gone: it can't be repeated."""
         for known in self.known.values():
-            known.allowed = [count + 1 for count in known.events]
+            gone = [count + 1 for count in known.events]
+            known.allowed = list(map(max, known.allowed, gone))
 
     def _free_all(self) -> None:
         if self._is_free:  # Both views are gone: only an older row knows a position.
