@@ -417,8 +417,16 @@ def _complete_through(place: _Place, policy: WindowPolicy) -> datetime:
         # What comes later than a pass reads again is seen by the next lookback, not before.
         seen = min(seen, place.looked_back_at)
     # The last `relook` is still to be asked again, however late the vendor says events may come.
-    # `through` itself was not read, and what is complete through a time includes it.
-    return _before(seen, max(policy.lateness, policy.relook, _MICROSECOND))
+    return complete_before(_before(seen, max(policy.lateness, policy.relook)))
+
+
+def complete_before(at: datetime) -> datetime:
+    """Up to when a stream is complete where all that happened before `at` was read.
+
+    What happens at `at` itself was not, and a source that cuts its times to seconds shows it as
+    of the second's beginning: so it is the last microsecond before that.
+    """
+    return _before(_whole_second(at), _MICROSECOND)
 
 
 def _whole_second(at: datetime) -> datetime:

@@ -88,7 +88,7 @@ class Driver:
         self._is_fenced = is_fenced
         self._runner: Runner | None = None
         self._partitions: frozenset[int] | None = None
-        self._is_in_group = True
+        self._is_in_group = self._knows_partitions = True
         self._rebalancing_since: float | None = None
         self._assigning: asyncio.Task[None] | None = None
         self._reconciling: asyncio.Task[bool] | None = None
@@ -152,6 +152,9 @@ class Driver:
                 return
             logger.warning("The group has not heard of this worker lately: nothing is started")
             self._runner.hold()
+        if self._partitions is not None and not self._knows_partitions:
+            self._assigning = asyncio.create_task(self._assign(self._partitions))
+            return
         since = self._rebalancing_since
         if since is not None and asyncio.get_running_loop().time() - since > REBALANCE_SECONDS_MAX:
             # Once; whatever comes of the rebalance, an assignment starts everything again.
@@ -174,7 +177,11 @@ class Driver:
         if self._runner is None:
             return
         logger.info("Assigned %d partitions: %s", len(partitions), sorted(partitions))
-        await contained(self._runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX)
+        self._knows_partitions = True
+        # Where that fails, or took too long, the next tick tries again: nobody else has them.
+        self._knows_partitions = await contained(
+            self._runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
+        )
         # Now and not at the next tick: nobody runs the new ones, and a reconcile that is under way
         # may have passed them by.
         while self._reconciling is not None and not self._reconciling.done():

@@ -45,6 +45,8 @@ A broker's message.max.bytes limits a batch, not a record: where the longest rec
 so is this."""
 
 CLOSE_SECONDS = 5.0
+STATE_ERRORS = (AssertionError, kafka_errors.IllegalOperation)
+"""How aiokafka reports that its state no longer allows a call; neither is one of its KafkaErrors."""
 KEYS_CACHED_MAX = 65_536
 NOT_KNOWN: Mapping[str, int] = MappingProxyType({})
 
@@ -288,9 +290,16 @@ class KafkaPublisher:
                 return await self._publish(page, seal, sealed_in)
         except TimeoutError:
             raise Unavailable("Kafka did not take the page within the transaction's time") from None
-        except (kafka_errors.KafkaError, AssertionError) as error:
-            # aiokafka reports a state that no longer allows the call as a bare AssertionError.
-            raise as_verity_error(error) from error
+        except (kafka_errors.KafkaError, *STATE_ERRORS) as error:
+            raise as_verity_error(self._cause_of(error)) from error
+
+    def _cause_of(self, error: BaseException) -> BaseException:
+        """What ended the transaction, where aiokafka only says that its state forbids the call."""
+        if not (self._is_transactional and isinstance(error, STATE_ERRORS)):
+            return error
+        end = self._started._txn_manager.wait_for_transaction_end()
+        is_known = end is not None and end.done() and not end.cancelled()
+        return (end.exception() if is_known else None) or error
 
     async def _publish(
         self,
@@ -379,7 +388,7 @@ async def _bounded(step: Any, name: str) -> bool:
     except TimeoutError:
         logger.warning("publisher.close_timed_out", step=name)
         return False
-    except (kafka_errors.KafkaError, AssertionError) as error:
+    except (kafka_errors.KafkaError, *STATE_ERRORS) as error:
         # Fenced, or never begun: there is nothing left to abort.
         logger.debug("publisher.close_refused", step=name, error=repr(error))
     return True

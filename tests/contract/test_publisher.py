@@ -294,6 +294,32 @@ async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: 
 
 
 @stack
+async def test_who_was_fenced_while_it_filled_a_page_says_so(bootstrap_servers: str) -> None:
+    """The broker's refusal is heard before the page is sent: aiokafka then calls that illegal."""
+    topic, name = await new_topic(bootstrap_servers), new_name()
+    older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
+    await older.start()
+    await older.publish([record(topic, 1)])
+    await newer.start()
+    open_topic, transactions = older.open_topic, older._producer._txn_manager
+
+    async def is_refused() -> bool:
+        return not transactions.is_in_transaction()
+
+    async def once_refused(one: str) -> None:
+        if transactions.partitions_to_add():
+            await eventually(is_refused, 30)
+        await open_topic(one)
+
+    older.open_topic = once_refused
+    with pytest.raises(Fenced):
+        await older.publish([record(topic, 2)], lambda _: [record(topic, 3)], [(topic, 0)])
+    await older.close()
+    await newer.close()
+    assert values(await committed(bootstrap_servers, topic)) == ["1"]
+
+
+@stack
 async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> None:
     """`at_least_once`: only the epoch in Postgres stops a zombie."""
     topic = await new_topic(bootstrap_servers)

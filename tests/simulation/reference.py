@@ -51,14 +51,15 @@ COUNTS = ("event_count", "dead_count", "gap_count")
 
 CAUSES: Mapping[str, frozenset[str]] = {
     "relay.database_behind": frozenset({"restored"}),
-    "relay.topic_behind": frozenset({"deleted"}),
+    # Of two that find an empty topic of another shape, one may delete what the other made anew.
+    "relay.topic_behind": frozenset({"deleted", "remade"}),
     # Restored between a first start's two looks, the database has another key than the log.
     "ids.key_differs": frozenset({"restored"}),
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
     "snapshot.published": frozenset({"denied", "busy"}),
     # Nothing fences a zombie without transactions: it writes over its successor's slots of ids.
-    "relay.seen_window_lost": frozenset({"zombie"}),
+    "relay.seen_window_lost": frozenset({"zombie", "remade"}),
     "connector.blocked": frozenset({"forbidden", "size_limited"}),
     "worker.clock_differs": frozenset({"clock_step"}),
     # Its producer can't close while the page in its hands can't be sent or aborted.

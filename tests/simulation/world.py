@@ -180,6 +180,7 @@ class World:
             ("asked", kinds & ASKED),
             ("ended", is_slow or fails or kinds - ENDS_NOTHING),
             ("read", self.plan.get("reading") is not None),
+            ("remade", self.plan.get("made_before") is not None and self.plan["workers"] > 1),
         ):
             if is_drawn:
                 causes.add(cause)

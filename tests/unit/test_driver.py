@@ -175,6 +175,23 @@ async def test_a_start_that_fails_is_stopped_once() -> None:
     assert called(runner) == ["hold", "stop"]
 
 
+async def test_an_assignment_that_failed_is_carried_out_by_the_next_tick() -> None:
+    """Nobody else has what it names: it would stand still until the next rebalance."""
+    driver, runner = await started()
+    assign, failures = runner.assign, iter([OSError("a bug"), OSError("again")])
+
+    async def fails_twice(partitions: frozenset[int]) -> None:
+        await assign(partitions)
+        for error in failures:
+            raise error
+
+    runner.assign = fails_twice  # type: ignore[method-assign]
+    await play(driver, "rebalance revoked one tick tick tick")
+    assert called(runner).count("assign[1]") == 3
+    assert called(runner)[-1] == "reconcile"
+    await play(driver, "stop")
+
+
 LIMITS = {
     "assign": ("REVOKE_SECONDS_MAX", "rebalance revoked one"),
     "revoke": ("REVOKE_SECONDS_MAX", "rebalance revoked"),
@@ -211,8 +228,9 @@ async def test_a_call_that_fails_does_not_end_the_driver(
 
     setattr(runner, call, fails)
     await play(driver, "rebalance 41s tick one tick stop")
-    assert called(runner) == ["hold", "revoke", "reconcile", "assign[1]", "reconcile", "reconcile",
-                              "hold", "stop"]  # fmt: skip
+    again = ["assign[1]"] if call == "assign" else []
+    assert called(runner) == ["hold", "revoke", "reconcile", "assign[1]", "reconcile", *again,
+                              "reconcile", "hold", "stop"]  # fmt: skip
     assert "failed" in caplog.text
 
 

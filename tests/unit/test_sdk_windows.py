@@ -361,10 +361,24 @@ async def test_complete_is_what_was_looked_for_late_enough() -> None:
         pages = await source.read(policy, cursor=place)
         place = pages[-1].cursor
         complete.append(pages[-1].complete_through)
-    assert complete == [NOW - 65 * MINUTE, NOW - HOUR, NOW + 3 * HOUR - 65 * MINUTE]
+    through = [NOW - 65 * MINUTE, NOW - HOUR, NOW + 3 * HOUR - 65 * MINUTE]
+    assert complete == [one - timedelta(microseconds=1) for one in through]
     within = replace(policy, relook=55 * MINUTE, lookback_every=DAY)
     pages = await source.read(within, cursor=cursor(NOW, NOW))
-    assert pages[-1].complete_through == source.now - 65 * MINUTE
+    assert pages[-1].complete_through == source.now - 65 * MINUTE - timedelta(microseconds=1)
+
+
+async def test_complete_leaves_out_what_a_source_shows_as_of_its_second() -> None:
+    """It happened after the second that it shows, and came as late as the vendor says."""
+    source = Source()
+    looked_back_at = NOW - HOUR + timedelta(seconds=0.3)
+    settle = timedelta(0)
+    policy = replace(POLICY, settle=settle, lateness=HOUR, lookback=2 * DAY, lookback_every=DAY)
+    pages = await source.read(policy, cursor=cursor(NOW - MINUTE, looked_back_at))
+    happened_at = looked_back_at - HOUR + timedelta(seconds=0.6)
+    shown_at = happened_at.replace(microsecond=0)
+    assert looked_back_at < happened_at + HOUR, "it was not there yet"
+    assert pages[-1].complete_through < shown_at
 
 
 async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
@@ -428,7 +442,7 @@ async def test_complete_is_never_further_than_what_is_still_asked_again() -> Non
     """The stretch that every pass reads again, also where no lateness is declared."""
     policy = replace(POLICY, settle=timedelta(0), lateness=timedelta(0), relook=HOUR)
     pages = await Source().read(policy, cursor=cursor(NOW - 2 * HOUR))
-    assert pages[-1].complete_through == NOW - HOUR
+    assert pages[-1].complete_through == NOW - HOUR - timedelta(microseconds=1)
 
 
 async def test_a_relook_past_retention_is_no_gap() -> None:
@@ -507,8 +521,8 @@ async def test_streams_take_turns_and_share_a_cursor() -> None:
     kinds = [page.events[0].event_id[0] for page in pages if page.events]
     assert kinds[:4] == ["e", "o", "e", "o"]
     assert through(pages[-1], "a") == through(pages[-1], "b") == NOW - 5 * MINUTE
-    assert pages[-1].complete_through == NOW - 5 * MINUTE - HOUR
-    assert pages[0].complete_through == NOW - 6 * HOUR
+    assert pages[-1].complete_through == NOW - 5 * MINUTE - HOUR - timedelta(microseconds=1)
+    assert pages[0].complete_through == NOW - 6 * HOUR - timedelta(microseconds=1)
 
 
 async def test_a_stream_that_fails_ends_the_pass_after_the_others() -> None:
