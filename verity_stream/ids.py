@@ -70,8 +70,9 @@ class IdTable:
     """A set of such hashes at 15 to 18 bytes each, where Python's own takes 72.
 
     Open addressing with linear probing, in shards that grow to 2.5 times their size: between a
-    third and 4/5 of one is taken, once it is larger than at first. They begin with different sizes, so that they do not
-    all grow at the same time. A removal closes its hole, so there is nothing to clean up.
+    third and 4/5 of one is taken, once it is larger than at first. They begin with different sizes,
+    so that they do not all grow at the same time. A removal closes its hole, so there is nothing to
+    clean up.
     """
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ so is this."""
 
 CLOSE_SECONDS = 5.0
 STATE_ERRORS = (AssertionError, kafka_errors.IllegalOperation)
-"""How aiokafka reports that its state no longer allows a call; neither is one of its KafkaErrors."""
+"""How aiokafka says that its state no longer allows a call; neither is one of its KafkaErrors."""
 KEYS_CACHED_MAX = 65_536
 NOT_KNOWN: Mapping[str, int] = MappingProxyType({})
 
