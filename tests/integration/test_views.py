@@ -182,6 +182,30 @@ async def test_a_checkpoints_topic_that_is_deleted_under_a_running_worker(
         await mirrored(again, bench)
 
 
+async def test_a_checkpoints_topic_that_is_deleted_before_a_rebalance(
+    make_stack: StackFactory, tmp_path: Path
+) -> None:
+    """The group assigns nothing to anybody, which looks complete; the watchdog knows better."""
+    address = make_stack().up(environ={})
+    with killing(make_bench(tmp_path, address.bootstrap_servers, address.dsn)) as bench:
+        configure(bench, count=800)
+        # Longer than the session of the one that is killed: the rebalance comes first.
+        left = bench.worker(VERITY_WATCHDOG_TIMEOUT="25s")
+        await bench.wait_for_version("source", 6)
+        killed = bench.worker()
+
+        async def shares() -> bool:
+            return bool(killed.messages("runner.assigned"))
+
+        await eventually(shares, 90, bench.logs)
+        killed.kill()
+        await delete_topics(bench, CHECKPOINTS)
+        assert left.process is not None
+        assert await asyncio.to_thread(left.process.wait, 120) == 1
+        assert "no assignment is complete" in left.log
+        assert left.messages("runner.assigned")[-1]["partitions"] == []
+
+
 # Two environments, one database.
 
 

@@ -11,6 +11,7 @@ checkpoint counts it), or the views of a checkpoint differ.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -555,6 +556,8 @@ def report(outcomes: list[Outcome], seconds: float) -> None:
 
 def main() -> None:
     """Run the sweep and exit with what it found."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser("sweep", description=__doc__, formatter_class=as_written).parse_args()
     is_full = os.environ.get("SWEEP", "quick") == "full"
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="verity-sweep-"))
