@@ -74,6 +74,8 @@ ASKED = frozenset(
     }
 )
 """Acts in which an operator asks for a start."""
+FREEZES = frozenset({"freeze", "starter_frozen", "crossed", "restart_unsure", "zombie"})
+"""Acts that freeze a worker: thawed it may still believe that it owns what another has."""
 ENDS_NOTHING = frozenset({"kill", "terminate", "stopped_in_hand", "rebalance", "snapshot"})
 """Acts after which what runs on another worker, and stays there, has no reason to start again."""
 
@@ -180,6 +182,7 @@ class World:
             ("asked", kinds & ASKED),
             ("ended", is_slow or fails or kinds - ENDS_NOTHING),
             ("read", self.plan.get("reading") is not None),
+            ("zombie", not self.is_exact and kinds & FREEZES),
             ("remade", self.plan.get("made_before") is not None and self.plan["workers"] > 1),
         ):
             if is_drawn:
