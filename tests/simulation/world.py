@@ -787,7 +787,8 @@ class World:
     def _writing_seconds(self) -> float:
         """What all pages of a connector take to write, where requests are slow and pages small."""
         each = 4 * self.plan["postgres"]["seconds"] + 10 * self.plan["kafka"]["seconds"]
-        return each * max(one["items"] / one["page"] for one in self.plan["connectors"])
+        most = self.settings.page_events
+        return each * max(one["items"] / min(one["page"], most) for one in self.plan["connectors"])
 
     def _kept(self, name: str) -> list[Any]:
         """The committed records that a topic still has."""
