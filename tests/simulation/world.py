@@ -54,6 +54,8 @@ from verity_stream.topic_reader import KafkaTopicReader
 
 END_SECONDS = 400.0
 """Once all faults are over, everything is out within this, and the time that sources take."""
+STEPS_A_PAGE = 200
+"""Of the loop, what all else does meanwhile included."""
 CALM_SECONDS = 5.0
 OPERATOR = "operator"
 BUSY = frozenset(
@@ -785,10 +787,12 @@ class World:
         return 3 * longest / self.kafka.fetch_records * self.kafka.fetch_seconds
 
     def _writing_seconds(self) -> float:
-        """What all pages of a connector take to write, where requests are slow and pages small."""
+        """What all pages take to write, where requests or steps are slow and pages small."""
+        most, connectors = self.settings.page_events, self.plan["connectors"]
+        pages = [one["items"] / min(one["page"], most) for one in connectors]
         each = 4 * self.plan["postgres"]["seconds"] + 10 * self.plan["kafka"]["seconds"]
-        most = self.settings.page_events
-        return each * max(one["items"] / min(one["page"], most) for one in self.plan["connectors"])
+        # One loop runs them all.
+        return each * max(pages) + STEPS_A_PAGE * self.plan["step_seconds"] * sum(pages)
 
     def _kept(self, name: str) -> list[Any]:
         """The committed records that a topic still has."""
