@@ -231,7 +231,8 @@ async def agree_on_key(
     if logged is None:
         try:
             await publisher.start()
-            await publisher.publish([Record(IDS_TOPIC, ID_KEY_KEY, stored, [], KEY_PARTITION)])
+            async with publisher.transaction() as transaction:
+                await transaction.send([Record(IDS_TOPIC, ID_KEY_KEY, stored, [], KEY_PARTITION)])
         finally:
             await publisher.close()
         logger.info("ids.key_written")

@@ -1,10 +1,10 @@
-"""Publishing a page: all of it, and its checkpoint record, or nothing.
+"""Publishing in transactions: all that is sent in one becomes visible, or nothing.
 
 `KafkaPublisher` is the only place that writes to Kafka. Its contract:
 
-1. After `publish` returns, every record of the page and its seal are committed: readers of
-   committed records will see them all. (The broker answers before its markers stand in every
-   partition: the last stable offset may follow some milliseconds later.)
+1. After a `transaction` ends, every record sent in it is committed: readers of committed records
+   will see them all. (The broker answers before its markers stand in every partition: the last
+   stable offset may follow some milliseconds later.)
 2. After it raises, none of them will ever be visible, or (only if the outcome of the commit
    itself is unknown) all of them: the topic is asked at the next start.
 3. After it raises or is cancelled, the publisher is spent: close it and make a new one.
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -69,6 +70,16 @@ class OutgoingPage(Protocol):
         """Add a record of a topic that was opened; without a partition the key has one."""
 
 
+class Transaction(Protocol):
+    """An open transaction. Every acknowledgement is awaited before a method returns."""
+
+    async def send(self, page: Any, /) -> Offsets:
+        """Send a page that was filled, or records; returns the offsets they took."""
+
+    async def send_in_order(self, records: Iterable[Record], /) -> None:
+        """Send records, of which without a transaction no later one may be visible alone."""
+
+
 class Publisher(Protocol):
     """What a relay needs; see the module's contract."""
 
@@ -81,20 +92,12 @@ class Publisher(Protocol):
     async def open_topic(self, topic: str) -> None:
         """Learn what there is to know of a topic that exists, so that records can be added."""
 
-    async def publish(
-        self,
-        page: Any,
-        seal: Callable[[Offsets], Sequence[Record]] | None = None,
-        sealed_in: Collection[Place] = (),
-    ) -> Offsets:
-        """Publish a page and then, with the offsets it took, the records that seal it.
+    def transaction(self, *last: Place) -> AbstractAsyncContextManager[Transaction]:
+        """One transaction; see the module's contract.
 
         Args:
-            page: One of `new_page` that was filled, or records.
-            seal: Makes the last records. Outside of a transaction each is awaited before the next
-                is sent.
-            sealed_in: Where they go, if that is known: these partitions then join the transaction
-                together with the others, which saves a round trip.
+            last: Partitions of the records that are sent at its end: they join it together with
+                the others, which saves a round trip.
         """
 
     async def close(self) -> None:
@@ -278,16 +281,26 @@ class KafkaPublisher:
                 raise as_verity_error(error) from error
             self._partitions[topic] = _Partitions(count)
 
-    async def publish(
-        self,
-        page: Batches | Iterable[Record],
-        seal: Callable[[Offsets], Sequence[Record]] | None = None,
-        sealed_in: Collection[Place] = (),
-    ) -> Offsets:
-        """Publish one page; see the module's contract."""
+    @asynccontextmanager
+    async def transaction(self, *last: Place) -> AsyncIterator[Transaction]:
+        """Begin, let the caller send, commit; see the module's contract."""
+        producer = self._started
         try:
             async with asyncio.timeout(self._publish_seconds):
-                return await self._publish(page, seal, sealed_in)
+                if self._is_transactional:
+                    await producer.begin_transaction()
+                    for topic, partition in last:
+                        await self.open_topic(topic)
+                        place = TopicPartition(topic, partition)
+                        producer._txn_manager.maybe_add_partition_to_txn(place)
+                passing("after_begin")
+                yield self
+                passing("before_commit")
+                # Every acknowledgement was awaited. Committing with one outstanding would commit
+                # the rest of the page if that one failed.
+                if self._is_transactional:
+                    await producer.commit_transaction()
+                passing("after_commit")
         except TimeoutError:
             raise Unavailable("Kafka did not take the page within the transaction's time") from None
         except (kafka_errors.KafkaError, *STATE_ERRORS) as error:
@@ -301,47 +314,19 @@ class KafkaPublisher:
         is_known = end is not None and end.done() and not end.cancelled()
         return (end.exception() if is_known else None) or error
 
-    async def _publish(
-        self,
-        page: Batches | Iterable[Record],
-        seal: Callable[[Offsets], Sequence[Record]] | None,
-        sealed_in: Collection[Place],
-    ) -> Offsets:
-        producer = self._started
-        if self._is_transactional:
-            await producer.begin_transaction()
-            for topic, partition in sealed_in:
-                await self.open_topic(topic)
-                producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(topic, partition))
-        passing("after_begin")
-        offsets = await self._send(producer, page)
-        passing("after_publish")
-        seals = () if seal is None else seal(offsets)
-        if self._is_transactional:
-            await self._send(producer, seals)
-        else:
-            for record in seals:
-                await self._send(producer, [record])
-        passing("before_commit")
-        # Every acknowledgement was awaited above. Committing with one outstanding would commit
-        # the rest of the page if that one failed.
-        if self._is_transactional:
-            await producer.commit_transaction()
-        passing("after_commit")
-        return offsets
-
     @property
     def _started(self) -> AIOKafkaProducer:
         assert self._producer is not None, "start() comes first"  # noqa: S101 - a bug of ours
         return self._producer
 
-    async def _send(self, producer: AIOKafkaProducer, page: Batches | Iterable[Record]) -> Offsets:
-        """Send a page's batches and await every acknowledgement."""
+    async def send(self, page: Batches | Iterable[Record], /) -> Offsets:
+        """Send in the open transaction; see the protocol."""
         if not isinstance(page, Batches):
             records, page = page, self.new_page()
             for record in records:
                 await self.open_topic(record.topic)
                 page.add(*record)
+        producer = self._started
         futures: list[asyncio.Future[Any]] = []
         for topic, partition, batch in page:
             batch.close()
@@ -361,6 +346,14 @@ class KafkaPublisher:
                 last = max(last, taken[partition][1])
             taken[partition] = (first, last)
         return offsets
+
+    async def send_in_order(self, records: Iterable[Record], /) -> None:
+        """Send in the open transaction; see the protocol."""
+        if self._is_transactional:
+            await self.send(records)
+        else:
+            for record in records:
+                await self.send([record])
 
     async def close(self) -> None:
         """Abort what is open and disconnect; never raises an error, bounded in time.

@@ -16,8 +16,8 @@ the topic what became of that page.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -40,16 +40,14 @@ from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.id_log import IdLog, Slots, slot_records
 from verity_stream.placement import partition_for
-from verity_stream.publisher import Publisher
+from verity_stream.publisher import Publisher, Transaction
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     IDS_TOPIC,
     Checkpoint,
     EventEncoder,
-    Offsets,
     Origin,
     PageSummary,
-    Record,
     Seen,
     SeenInTopics,
     checkpoint_record,
@@ -450,13 +448,7 @@ class Relay:
         if not draft.page.record_count and not is_moved:
             return True
         after = await self._publish(draft, summary, after)
-        passing("before_persist")
-        # The order is the guarantee: only what is committed may be persisted.
-        outcome = await self._store.persist(after, expected_version=before.version)
-        passing("after_persist")
-        if outcome is Persisted.FENCED:
-            raise Fenced("a newer relay claimed the connector; it knows of this page")
-        self._hold(after)
+        is_ours = await self._persist(after, before.version)
         self._count(summary, draft)
         self._log.debug(
             "relay.page",
@@ -467,7 +459,7 @@ class Relay:
             gaps=summary.gap_count,
             last_ts=format_utc(after.last_ts),
         )
-        return outcome is not Persisted.EDITED
+        return is_ours
 
     def _began_at(self, before: Checkpoint, draft: Draft) -> datetime | None:
         """Where no retention is declared, the oldest event published tells the beginning."""
@@ -480,45 +472,58 @@ class Relay:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
 
     async def _publish(self, draft: Draft, summary: PageSummary, after: Checkpoint) -> Checkpoint:
-        """One transaction: the records, their ids, and the checkpoint that says where they are."""
+        """One transaction: the page, its ids, and the checkpoint that says where it is."""
+        # The window changes before the commit, for the checkpoint says what it remembers. Whatever
+        # fails from here on throws the relay away, and its window with it.
         window, now = self._window, self._clock()
         self._report_forgotten(window.remember(draft.hashes, draft.times_of_ids(now), now))
         window.forget_before(earlier(after.last_ts, self._spec.lookback))
-        written, gone = slot_records(
-            after.connector_id, self._partition, self._ids.hasher, window.changes()
-        )
         after = replace(after, seen=window.seen())
-
-        def seal(offsets: Offsets) -> list[Record]:
-            sealed = replace(summary, offsets=offsets)
-            record = checkpoint_record(draft.origin, after, sealed)
-            # Without a transaction the order counts: ids that the checkpoint tells of are there,
-            # and those of an older checkpoint are not gone yet.
-            return [*written, record._replace(partition=self._partition), *gone]
-
-        topics = {CHECKPOINTS_TOPIC, IDS_TOPIC} if written or gone else {CHECKPOINTS_TOPIC}
-        places = [(topic, self._partition) for topic in sorted(topics)]
-        await self._outlet.open_topic(CHECKPOINTS_TOPIC)
+        own, hasher = self._partition, self._ids.hasher
+        written, gone = slot_records(after.connector_id, own, hasher, window.changes())
         time = asyncio.get_running_loop().time
         began = time()
+        last = {CHECKPOINTS_TOPIC, IDS_TOPIC} if written or gone else {CHECKPOINTS_TOPIC}
+        async with self._transaction(*sorted(last)) as transaction:
+            offsets = await transaction.send(draft.page)
+            passing("after_publish")
+            record = checkpoint_record(draft.origin, after, replace(summary, offsets=offsets))
+            # The ids that the checkpoint tells of are there before it, and those that an older one
+            # tells of are gone after it.
+            checkpoint = record._replace(partition=own)
+            await transaction.send_in_order([*written, checkpoint, *gone])
+        self._status.commit_seconds.observe([time() - began])
+        return after
+
+    @asynccontextmanager
+    async def _transaction(self, *last_topics: str) -> AsyncIterator[Transaction]:
+        """One of the publisher's; `last_topics` are those whose records close the page."""
+        await self._outlet.open_topic(CHECKPOINTS_TOPIC)
+        places = [(topic, self._partition) for topic in last_topics]
         try:
-            await self._publisher.publish(draft.page, seal, places)
-            self._status.commit_seconds.observe([time() - began])
+            async with self._publisher.transaction(*places) as transaction:
+                yield transaction
         except Fenced as error:
             # A transaction that the broker timed out looks the same; only the epoch can tell.
-            await self._load(after.epoch)
+            await self._load(self.checkpoint.epoch)
             raise Unavailable("the broker ended the transaction: it took too long") from error
-        return after
+
+    async def _persist(self, after: Checkpoint, expected_version: int) -> bool:
+        """Let the row follow; False where an operator moved the position meanwhile."""
+        passing("before_persist")
+        # The order is the guarantee: only what is committed may be persisted.
+        outcome = await self._store.persist(after, expected_version=expected_version)
+        passing("after_persist")
+        if outcome is Persisted.FENCED:
+            raise Fenced("a newer relay claimed the connector; it knows of this page")
+        self._hold(after)
+        return outcome is not Persisted.EDITED
 
     async def _publish_position(self, stored: Checkpoint) -> None:
         """Bring the topic up to a position that only Postgres has, as a page without events."""
         after = replace(stored, version=stored.version + 1)
         after = await self._publish(Draft(self._outlet, 1, 1), PageSummary(), after)
-        outcome = await self._store.persist(after, expected_version=stored.version)
-        if outcome is Persisted.FENCED:
-            raise Fenced("a newer relay claimed the connector")
-        self._hold(after)
-        if outcome is Persisted.EDITED:
+        if not await self._persist(after, stored.version):
             await self._adopt_edit(await self._load(after.epoch))
 
     async def _adopt_edit(self, edited: Checkpoint) -> None:

@@ -95,7 +95,7 @@ async def publish_snapshot(
     def mark(kind: str, body: dict[str, Any]) -> Record:
         return snapshot_record(origin, result.snapshot_id, kind, {**about, **body})
 
-    await publisher.publish([mark("start", {"started_at": origin.fetched_at})])
+    await _publish(publisher, [mark("start", {"started_at": origin.fetched_at})])
     encode = _Encoder(spec, settings, origin, result)
     grants: Any = chunked(connector.snapshot_permissions(), limits)
     async with aclosing(grants):
@@ -110,7 +110,7 @@ async def publish_snapshot(
                 break
             records = list(encode(chunk))
             if records:
-                await publisher.publish(records)
+                await _publish(publisher, records)
     end = {
         "started_at": origin.fetched_at,
         "ended_at": format_utc(clock()),
@@ -120,7 +120,7 @@ async def publish_snapshot(
         "scopes_tried": result.scopes_tried,
         "scopes_denied": [{"scope": gap.scope, "reason": gap.reason} for gap in result.gaps],
     }
-    await publisher.publish([mark("end", end)])
+    await _publish(publisher, [mark("end", end)])
     (log.info if result.is_complete else log.error)(
         "snapshot.published",
         snapshot_id=result.snapshot_id,
@@ -129,6 +129,11 @@ async def publish_snapshot(
         scopes_denied=[gap.scope for gap in result.gaps],
     )
     return result
+
+
+async def _publish(publisher: Publisher, records: Sequence[Record]) -> None:
+    async with publisher.transaction() as transaction:
+        await transaction.send(records)
 
 
 class _Encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,8 +15,10 @@ from verity_stream.publisher import KafkaPublisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
+    Offsets,
     Origin,
     PageSummary,
+    Place,
     Record,
     checkpoint_record,
     raw_topic,
@@ -68,6 +70,24 @@ def publisher(
         transactional_id=transactional_id,
         transaction_timeout=timedelta(seconds=seconds),
     )
+
+
+async def published(
+    one: KafkaPublisher,
+    records: Iterable[Record],
+    seal: Callable[[Offsets], Iterable[Record]] | None = None,
+    *last: Place,
+) -> Offsets:
+    """Publish as a relay does: a page that was filled before, and what closes it."""
+    page = one.new_page()
+    for each in records:
+        await one.open_topic(each.topic)
+        page.add(*each)
+    async with one.transaction(*last) as transaction:
+        offsets = await transaction.send(page)
+        if seal is not None:
+            await transaction.send_in_order(seal(offsets))
+    return offsets
 
 
 def record(topic: str, number: int, connector: str = "c", **fields: Any) -> Record:

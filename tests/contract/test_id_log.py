@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
-from contract.streams import AT, create, kafka_settings, new_name, publisher
+from contract.streams import AT, create, kafka_settings, new_name, published, publisher
 from drafts import HASHER
 from workers import committed, eventually
 
@@ -68,7 +68,7 @@ async def publish(kafka: KafkaSettings, *records: Record) -> None:
     one = publisher(kafka, new_name())
     await one.start()
     try:
-        await one.publish(list(records))
+        await published(one, list(records))
     finally:
         await one.close()
 

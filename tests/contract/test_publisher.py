@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from contract.streams import (
     kafka_settings,
     new_name,
     new_topic,
+    published,
     publisher,
     record,
     values,
@@ -32,7 +33,7 @@ from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream import publisher as publisher_module
 from verity_stream.clients import Clients
 from verity_stream.placement import partition_for
-from verity_stream.publisher import BATCH_BYTES, KafkaPublisher, as_verity_error
+from verity_stream.publisher import BATCH_BYTES, Batches, KafkaPublisher, as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
 
 stack = pytest.mark.stack
@@ -54,9 +55,9 @@ async def test_a_page_and_its_seal_are_visible_when_publish_returns(bootstrap_se
     one = publisher(kafka_settings(bootstrap_servers), connector)
     await one.start()
     try:
-        assert await one.publish(page, seal) == sealed[0]
+        assert await published(one, page, seal) == sealed[0]
         read = await committed(bootstrap_servers, topic)
-        await one.publish(page[:1], seal)
+        await published(one, page[:1], seal)
     finally:
         await one.close()
     assert values(read) == sorted(str(number) for number in range(50))
@@ -99,7 +100,7 @@ async def test_a_placed_topic_is_written_by_the_number_that_it_is_read_by(
     await one.start()
     try:
         sealed = checkpoint_of(connector, 1)._replace(topic=topic)
-        await one.publish([], lambda _: [sealed])
+        await published(one, [], lambda _: [sealed])
     finally:
         await one.close()
     (found,) = await committed(bootstrap_servers, topic)
@@ -118,7 +119,7 @@ async def test_a_partition_that_is_given_is_taken_and_without_a_value_a_key_is_r
     one = publisher(kafka_settings(bootstrap_servers), name)
     await one.start()
     try:
-        await one.publish([], lambda _: records, {(topic, 1)})
+        await published(one, [], lambda _: records, (topic, 1))
     finally:
         await one.close()
     read = await committed(bootstrap_servers, topic)
@@ -136,15 +137,15 @@ async def test_without_a_transaction_a_page_is_sealed_one_record_after_the_other
     one = publisher(kafka_settings(bootstrap_servers), None)
     await one.start()
     sent: list[int] = []
-    send = KafkaPublisher._send
+    send = KafkaPublisher.send
 
-    async def counted(self: Any, producer: Any, page: Any) -> Offsets:
-        sent.append(len(page) if isinstance(page, list) else 0)
-        return await send(self, producer, page)
+    async def counted(self: Any, page: Any) -> Offsets:
+        sent.append(page.record_count if isinstance(page, Batches) else len(page))
+        return await send(self, page)
 
-    monkeypatch.setattr(KafkaPublisher, "_send", counted)
+    monkeypatch.setattr(KafkaPublisher, "send", counted)
     try:
-        await one.publish([record(topic, 0)], lambda _: [record(topic, n) for n in (1, 2, 3)])
+        await published(one, [record(topic, 0)], lambda _: [record(topic, n) for n in (1, 2, 3)])
     finally:
         await one.close()
     assert sent == [1, 1, 1, 1]
@@ -163,7 +164,7 @@ async def test_large_pages_and_records_keep_their_order(bootstrap_servers: str) 
     one = publisher(kafka_settings(bootstrap_servers), new_name())
     await one.start()
     try:
-        await one.publish(page)
+        await published(one, page)
     finally:
         await one.close()
     read = await committed(bootstrap_servers, topic)
@@ -177,14 +178,12 @@ async def test_large_pages_and_records_keep_their_order(bootstrap_servers: str) 
 class CommitsWithoutAcknowledgements(KafkaPublisher):
     """The guarantee line broken: what `send_batch` hands back is not awaited."""
 
-    async def _send(self, producer: AIOKafkaProducer, records: Iterable[Record]) -> Offsets:
-        for topic, key, value, headers, _ in records:
-            batch = producer.create_batch()
-            batch.append(timestamp=None, key=key, value=value, headers=headers)
+    async def send(self, page: Any, /) -> Offsets:
+        if not isinstance(page, Batches):
+            return await super().send(page)
+        for topic, partition, batch in page:
             batch.close()
-            await self.open_topic(topic)
-            partition = self._partitions[topic][key]
-            await producer.send_batch(batch, topic, partition=partition)
+            await self._started.send_batch(batch, topic, partition=partition)
         return {}
 
 
@@ -214,7 +213,7 @@ async def publish_with_a_failing_batch(
     error: BaseException | None = None
     try:
         page = [record(good, 1), record(bad, 2, value=b"x" * 2000), record(good, 3)]
-        await made.publish(page, lambda _: [record(good, 4)])
+        await published(made, page, lambda _: [record(good, 4)])
     except (Misconfigured, Unavailable) as raised:
         error = raised
     finally:
@@ -255,11 +254,11 @@ async def test_after_a_failure_a_new_publisher_of_the_same_id_goes_on(
         raise ValueError("inside the page")
 
     with pytest.raises(ValueError, match="inside the page"):
-        await failing.publish([record(topic, 1)], fail)
+        await published(failing, [record(topic, 1)], fail)
     await failing.close()
     again = publisher(kafka_settings(bootstrap_servers), name)
     await again.start()
-    await again.publish([record(topic, 2)])
+    await published(again, [record(topic, 2)])
     await again.close()
     assert values(await committed(bootstrap_servers, topic)) == ["2"]
 
@@ -274,7 +273,7 @@ async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: 
     topic, name = await new_topic(bootstrap_servers), new_name()
     older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
     await older.start()
-    await older.publish([record(topic, 1)])
+    await published(older, [record(topic, 1)])
     if when == "before the page":
         await newer.start()
     else:
@@ -286,9 +285,9 @@ async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: 
 
         older._producer.commit_transaction = frozen
     with pytest.raises(Fenced):
-        await older.publish([record(topic, 2)], lambda _: [record(topic, 3)])
+        await published(older, [record(topic, 2)], lambda _: [record(topic, 3)])
     await older.close()
-    await newer.publish([record(topic, 4)])
+    await published(newer, [record(topic, 4)])
     await newer.close()
     assert values(await committed(bootstrap_servers, topic)) == ["1", "4"]
 
@@ -299,7 +298,7 @@ async def test_who_was_fenced_while_it_filled_a_page_says_so(bootstrap_servers: 
     topic, name = await new_topic(bootstrap_servers), new_name()
     older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
     await older.start()
-    await older.publish([record(topic, 1)])
+    await published(older, [record(topic, 1)])
     await newer.start()
     open_topic, transactions = older.open_topic, older._producer._txn_manager
 
@@ -313,7 +312,7 @@ async def test_who_was_fenced_while_it_filled_a_page_says_so(bootstrap_servers: 
 
     older.open_topic = once_refused
     with pytest.raises(Fenced):
-        await older.publish([record(topic, 2)], lambda _: [record(topic, 3)], [(topic, 0)])
+        await published(older, [], lambda _: [record(topic, 2)], (topic, 0))
     await older.close()
     await newer.close()
     assert values(await committed(bootstrap_servers, topic)) == ["1"]
@@ -328,7 +327,7 @@ async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> 
         await one.start()
         assert one._producer._txn_manager is not None, "idempotent"
     for number, one in enumerate(both):
-        await one.publish([record(topic, number)], lambda _: [record(topic, 9)])
+        await published(one, [record(topic, number)], lambda _: [record(topic, 9)])
         await one.close()
     assert values(await committed(bootstrap_servers, topic)) == ["0", "1", "9", "9"]
 
@@ -349,7 +348,7 @@ async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) 
         await asyncio.Event().wait()
 
     one._producer.commit_transaction = frozen
-    publishing = asyncio.create_task(one.publish([record(topic, 1)]))
+    publishing = asyncio.create_task(published(one, [record(topic, 1)]))
     await asyncio.wait_for(acknowledged.wait(), 30)
     publishing.cancel()
     await asyncio.wait({publishing})
@@ -381,12 +380,12 @@ async def test_with_the_broker_gone_publishing_and_closing_end_in_time(
     topic = await new_topic(bootstrap_servers)
     one = publisher(kafka_settings(bootstrap_servers), new_name())
     await one.start()
-    await one.publish([record(topic, 1)])
+    await published(one, [record(topic, 1)])
     for server in own.servers:
         server.kill()
     one._publish_seconds = 0.5
     with pytest.raises(Unavailable):
-        await one.publish([record(topic, 2)])
+        await published(one, [record(topic, 2)])
     sender = one._producer._sender.sender_task
     async with asyncio.timeout(30):
         await one.close()
@@ -448,7 +447,7 @@ async def test_a_record_too_large_names_the_setting(bootstrap_servers: str) -> N
     one = publisher(kafka_settings(bootstrap_servers, max_record_bytes=5_000_000), new_name())
     await one.start()
     with pytest.raises(Misconfigured, match="VERITY_KAFKA__MAX_RECORD_BYTES"):
-        await one.publish([record(topic, 1), record(topic, 2, value=b"x" * 3_000_000)])
+        await published(one, [record(topic, 1), record(topic, 2, value=b"x" * 3_000_000)])
     await one.close()
     assert await committed(bootstrap_servers, topic) == []
 
@@ -458,7 +457,7 @@ async def test_an_unknown_topic_is_unavailable(bootstrap_servers: str) -> None:
     one = publisher(kafka_settings(bootstrap_servers, request_timeout_seconds=0.5), new_name())
     await one.start()
     with pytest.raises(Unavailable):
-        await one.publish([record(f"absent.{new_name()}", 1)])
+        await published(one, [record(f"absent.{new_name()}", 1)])
     await one.close()
 
 

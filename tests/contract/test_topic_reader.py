@@ -16,6 +16,7 @@ from contract.streams import (
     neighbour,
     new_name,
     new_topic,
+    published,
     publisher,
     record,
     watermarks,
@@ -54,7 +55,7 @@ async def publish(kafka: KafkaSettings, connector: str, *pages: list[Record]) ->
     one = publisher(kafka, connector)
     await one.start()
     try:
-        return [await one.publish(page) for page in pages]
+        return [await published(one, page) for page in pages]
     finally:
         await one.close()
 
@@ -68,7 +69,7 @@ async def abort(kafka: KafkaSettings, connector: str, page: list[Record]) -> Non
         raise ValueError("inside the page")
 
     with pytest.raises(ValueError, match="inside the page"):
-        await one.publish(page, fail)
+        await published(one, page, fail)
     await one.close()
 
 
@@ -190,7 +191,7 @@ async def test_the_late_record_of_a_relay_that_was_replaced_does_not_count(
     await one.start()
     try:
         for order in ((2, 1), (3, 2), late):
-            await one.publish([checkpoint_of(connector, *order)])
+            await published(one, [checkpoint_of(connector, *order)])
     finally:
         await one.close()
     found = await reader.last_checkpoint(connector)

@@ -31,6 +31,7 @@ from verity_stream.checkpoints import Persisted, Provenance
 from verity_stream.draft import Draft
 from verity_stream.ids import IdHasher
 from verity_stream.placement import partition_for
+from verity_stream.publisher import Transaction
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     IDS_TOPIC,
@@ -193,25 +194,24 @@ class MemoryPublisher:
     async def open_topic(self, topic: str) -> None:
         pass
 
-    async def publish(
-        self,
-        page: ListPage,
-        seal: Callable[[Offsets], Sequence[Record]] | None = None,
-        sealed_in: Collection[Place] = (),
-    ) -> Offsets:
+    @asynccontextmanager
+    async def transaction(self, *last: Place) -> AsyncIterator[Transaction]:
         assert self._generation, "start() comes first"
         assert not self._is_spent, "spent: aiokafka's next transaction would fail"
         self._is_open = self._is_spent = True
-        async with self.script.effect("append"):
-            offsets = self._append(page.records)
-        if seal is not None:
-            async with self.script.effect("seal"):
-                self._append(seal(offsets))
+        yield self
         async with self.script.effect("commit"):
             self.broker.commit(self.transactional_id, self._generation)
             self._is_open = False
         self._is_spent = False
-        return offsets
+
+    async def send(self, page: ListPage, /) -> Offsets:
+        async with self.script.effect("append"):
+            return self._append(page.records)
+
+    async def send_in_order(self, records: Iterable[Record], /) -> None:
+        async with self.script.effect("seal"):
+            self._append(records)
 
     def _append(self, records: Iterable[Record]) -> Offsets:
         offsets: Offsets = {}

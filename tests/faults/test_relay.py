@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import structlog
-from drafts import HASHER, ListPage
+from drafts import HASHER
 from faults.memory import (
     CONNECTOR,
     NOW,
@@ -56,7 +56,6 @@ from verity_stream.records import (
     IDS_TOPIC,
     Checkpoint,
     Offsets,
-    Place,
     Record,
     Seen,
     SeenInTopics,
@@ -1097,19 +1096,9 @@ class PersistsFirst(Relay):
 class NonAtomic(MemoryPublisher):
     """No transaction: records are visible at once, the checkpoint record follows."""
 
-    async def publish(
-        self,
-        page: ListPage,
-        seal: Callable[[Offsets], Sequence[Record]] | None = None,
-        sealed_in: Collection[Place] = (),
-    ) -> Offsets:
-        async with self.script.effect("append"):
-            offsets = self._append(page.records)
-            self.broker.commit(self.transactional_id, self._generation)
-        assert seal is not None
-        async with self.script.effect("seal"):
-            self._append(seal(offsets))
-            self.broker.commit(self.transactional_id, self._generation)
+    def _append(self, records: Iterable[Record]) -> Offsets:
+        offsets = super()._append(records)
+        self.broker.commit(self.transactional_id, self._generation)
         return offsets
 
 

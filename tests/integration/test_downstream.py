@@ -24,6 +24,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from contract.streams import published
 from workers import Bench, Worker, committed, eventually
 
 from verity_common.kafka import KafkaSettings
@@ -150,11 +151,11 @@ class Source:
 
     async def publish(self, *events: RawEvent) -> list[RawEvent]:
         """One transaction; the events as they must arrive."""
-        await self._publisher.publish([self.record(one) for one in events])
+        await published(self._publisher, [self.record(one) for one in events])
         return [replace(one, platform=self.platform) for one in events]
 
     async def publish_records(self, records: Iterable[Record]) -> Any:
-        return await self._publisher.publish(list(records))
+        return await published(self._publisher, list(records))
 
     async def abort(self, *events: RawEvent) -> None:
         """One transaction that the broker has taken whole, and that is aborted then."""
@@ -164,7 +165,7 @@ class Source:
 
         publisher = await self._start()
         with pytest.raises(RuntimeError, match="aborted by the test"):
-            await publisher.publish([self.record(one) for one in events], refuse)
+            await published(publisher, [self.record(one) for one in events], refuse)
         await publisher.close()
 
 

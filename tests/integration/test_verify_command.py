@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from contract.streams import published
 from workers import Bench, committed
 
 from verity_common.kafka import KafkaSettings
@@ -52,7 +53,7 @@ async def publish(bench: Bench, records: list[Record], body: dict[str, Any] | No
 
     await publisher.start()
     try:
-        await publisher.publish(records, None if body is None else seal)
+        await published(publisher, records, None if body is None else seal)
     finally:
         await publisher.close()
 

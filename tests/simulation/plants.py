@@ -758,15 +758,15 @@ def seal_apart(ground: Ground) -> None:
     """The events are one transaction, their checkpoint the next."""
 
     def make(before: Any) -> Any:
-        async def publish(self: Any, page: Any, seal: Any = None, sealed_in: Any = ()) -> Any:
-            offsets = await before(self, page)
-            if seal is not None:
-                await before(self, list(seal(offsets)), None, sealed_in)
-            return offsets
+        async def send_in_order(self: Any, records: Any) -> None:
+            if self._is_transactional:
+                await self._producer.commit_transaction()
+                await self._producer.begin_transaction()
+            await before(self, records)
 
-        return publish
+        return send_in_order
 
-    ground.put(publisher.KafkaPublisher, "publish", make)
+    ground.put(publisher.KafkaPublisher, "send_in_order", make)
 
 
 @plant(37, "lost")
@@ -784,7 +784,7 @@ def refused_passed_over(ground: Ground) -> None:
 
         return send
 
-    ground.put(publisher.KafkaPublisher, "_send", make)
+    ground.put(publisher.KafkaPublisher, "send", make)
 
 
 @plant(38, "others stall")

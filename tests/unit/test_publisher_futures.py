@@ -46,11 +46,12 @@ async def test_nobody_misses_the_future_of_a_batch_before_the_refused_one() -> N
     publisher = KafkaPublisher(
         KafkaSettings(), transactional_id="t", transaction_timeout=timedelta(seconds=1)
     )
+    publisher._producer = producer
     page = Batches(producer, {"topic": {b"a": 0, b"b": 1}})
     for key in (b"a", b"b"):
         page.add("topic", key, b"", [])
     with pytest.raises(ProducerFenced):
-        await publisher._send(producer, page)
+        await publisher.send(page)
     del page
     await asyncio.sleep(0)
     gc.collect()
