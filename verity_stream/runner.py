@@ -36,6 +36,7 @@ from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.snapshots import new_snapshot_id, publish_snapshot
 from verity_stream.source import Clock, source_of
 from verity_stream.status import State, Status, utc_now
+from verity_stream.supervise import Life, Step, Wanted, ended, next_step
 from verity_stream.topic_reader import KafkaTopicReader
 from verity_stream.topics import Misshapen, Topics, placed_partitions, worker_topics
 from verity_stream.waiting import patiently
@@ -50,30 +51,6 @@ SHAPES_SECONDS = 10.0
 CLOCKS_DIFFER = timedelta(minutes=1)
 SIGN_OF_LIFE_SECONDS = 10.0
 SUMMARY_SECONDS = 60.0
-FENCED_RETRY = timedelta(seconds=5)
-RETRY_AFTER_MAX = timedelta(hours=1)
-"""No source may send a connector to sleep for longer."""
-
-
-def after_failure(
-    error: BaseException | None, failures: int, settings: StreamSettings, jitter: float
-) -> tuple[State, timedelta]:
-    """What a relay's end means: the state to show and how long until the next start.
-
-    Args:
-        error: What `Relay.run` raised; None where it returned or was cancelled.
-        failures: How many times in a row it failed, this one included.
-        jitter: 0 to 1, so that connectors that failed together do not return together.
-    """
-    if isinstance(error, Denied | Misconfigured):
-        return State.BLOCKED, settings.blocked_probe
-    if isinstance(error, Fenced):
-        return State.STOPPED, FENCED_RETRY
-    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
-        asked = min(max(0.0, error.retry_after_seconds), RETRY_AFTER_MAX.total_seconds())
-        return State.BACKING_OFF, timedelta(seconds=asked)
-    doubled = min(timedelta(seconds=2 ** min(failures - 1, 20)), settings.backoff_max)
-    return State.BACKING_OFF, doubled * (0.5 + jitter / 2)
 
 
 @dataclass(slots=True)
@@ -87,15 +64,19 @@ class _Supervised:
     connector: BaseConnector | None = None
     task: asyncio.Task[None] | None = None
     snapshot: asyncio.Task[None] | None = None
-    failures: int = 0
+    life: Life = field(default_factory=Life)
+    # Of its status, when its relay was started.
     progress: int = 0
-    # By the event loop's clock, in seconds: however the wall clock is set, they come.
-    next_start_at: float | None = None
+    # By the event loop's clock, in seconds: however the wall clock is set, it comes.
     next_snapshot_at: float | None = None
     reported: tuple[int, int] = (0, 0)
     control: Control = field(default_factory=Control)
-    is_restart_due: bool = False
     is_stopping: bool = False
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether its relay has committed a page or finished a pass."""
+        return self.status.progress != self.progress
 
 
 class ConnectorRunner:
@@ -215,9 +196,7 @@ class ConnectorRunner:
         )
         for one in mine:
             self._take_result(one)
-            if one.task is None and one.status.state is State.STOPPED:
-                # Who fenced it was an owner of before: this assignment is newer.
-                one.next_start_at = None
+            one.life = one.life.assigned()
         await self._stop_all([one for one in self._connectors if not self._is_mine(one)])
 
     async def revoke(self) -> None:
@@ -260,35 +239,35 @@ class ConnectorRunner:
         unwanted = []
         for one in self._connectors:
             self._take_result(one)
-            if one.is_restart_due:
-                one.is_restart_due, one.failures, one.next_start_at = False, 0, None
-                if one.task is not None or one.snapshot is not None:
-                    unwanted.append(one)  # The next look starts it.
-                    continue
-            if self._misshapen is not None and self._is_mine(one):
-                if one.task is not None or one.snapshot is not None:
-                    unwanted.append(one)
-                elif one.status.state is not State.BLOCKED:
-                    one.status.enter(State.BLOCKED, error=self._misshapen)
-                continue
-            if not (self._is_mine(one) and one.spec.options.enabled and not one.control.is_paused):
-                if one.task is not None or one.snapshot is not None:
-                    unwanted.append(one)
-                elif self._is_mine(one):
-                    state = State.PAUSED if one.control.is_paused else State.STOPPED
-                    if one.status.state is not state:
-                        one.status.enter(state)
-                continue
-            # Before the first look nobody knows what is paused, and whether a restart was asked for
-            # before or after the start.
-            if self._is_held or not self._has_read_controls:
-                continue
-            if one.task is None and (one.next_start_at or 0.0) <= now_seconds:
+            wanted = self._wanted(one)
+            has_relay, has_snapshot = one.task is not None, one.snapshot is not None
+            step, one.life = next_step(
+                one.life, wanted, now_seconds, has_relay=has_relay, has_snapshot=has_snapshot
+            )
+            if step is Step.STOP:
+                unwanted.append(one)
+            elif step is Step.START:
                 self._launch(one)
-            self._snapshot_if_due(one)
+            elif step is Step.REST:
+                rest = wanted.rest
+                if wanted.is_mine and rest is not None and one.status.state is not rest:
+                    one.status.enter(rest, error=wanted.misshapen)
+            elif wanted.may_start:
+                self._snapshot_if_due(one)
         await self._stop_all(unwanted)
         await self._report()
         self._summarise(now_seconds)
+
+    def _wanted(self, one: _Supervised) -> Wanted:
+        return Wanted(
+            is_mine=self._is_mine(one),
+            is_enabled=one.spec.options.enabled,
+            is_paused=one.control.is_paused,
+            misshapen=self._misshapen,
+            # Before the first look nobody knows what is paused, and whether a restart was asked
+            # for before or after the start.
+            may_start=not self._is_held and self._has_read_controls,
+        )
 
     async def _look_at_shapes(self) -> None:
         """After an assignment, and while they are wrong: have the placed topics their shape?
@@ -334,11 +313,7 @@ class ConnectorRunner:
             # At a worker's first look everything starts anyway.
             if not self._has_read_controls:
                 continue
-            # However long it was to wait: a resume is asked for by whoever has mended something.
-            is_resumed = before.is_paused and not one.control.is_paused
-            one.is_restart_due |= is_resumed or (
-                one.control.restart_requested_at != before.restart_requested_at
-            )
+            one.life = one.life.asked(before, one.control)
             if one.control.snapshot_requested_at != before.snapshot_requested_at:
                 one.next_snapshot_at = None
         self._has_read_controls = True
@@ -362,7 +337,7 @@ class ConnectorRunner:
 
     def _launch(self, one: _Supervised) -> None:
         one.status.enter(State.STARTING)
-        one.next_start_at = None
+        one.progress = one.status.progress
         one.task = asyncio.create_task(self._run(one), name=f"relay:{one.spec.connector_id}")
 
     async def _run(self, one: _Supervised) -> None:
@@ -431,23 +406,26 @@ class ConnectorRunner:
         task = one.task
         if task is None:
             return
-        if one.status.progress != one.progress:
-            # What is shown would not do: a wait that is over is shown as `running`, too.
-            one.progress, one.failures = one.status.progress, 0
         if one.is_stopping or not task.done():
             return
         one.task = None
         self._topics.forget()
         error = None if task.cancelled() else task.exception()
-        one.failures += 1
         one.status.retry_count += 1
         one.status.fenced_count += isinstance(error, Fenced)
         if isinstance(error, Misshapen):
             self._look_at_shapes_at = 0.0
-        jitter = self._random.random()
-        state, delay = after_failure(error, one.failures, self._settings, jitter)
+        end = ended(
+            one.life,
+            error,
+            made_progress=one.made_progress,
+            now=_loop_seconds(),
+            settings=self._settings,
+            jitter=self._random.random(),
+        )
+        one.life = end.life
+        state, delay = end.state, end.pause
         text = "cancelled" if error is None else SECRETS.hide(f"{type(error).__name__}: {error}")
-        one.next_start_at = _loop_seconds() + delay.total_seconds()
         one.status.enter(state, error=text, next_try_at=self._clock() + delay)
         log = logger.bind(
             connector_id=one.spec.connector_id, next_try_in_seconds=delay.total_seconds()
@@ -468,7 +446,7 @@ class ConnectorRunner:
                 one.snapshot = None
             return
         # The checkpoints' epoch fences events; a snapshot is only started beside a live relay.
-        if one.status.state not in (State.RUNNING, State.CAUGHT_UP):
+        if one.task is None or not one.made_progress:
             return
         every = one.spec.options.snapshot_every
         # By the database's clock, which also says when one was asked for and when one began.
@@ -546,7 +524,7 @@ class ConnectorRunner:
                 one.snapshot = None
             if one.task is relay_task:
                 one.task = one.relay = None
-                one.failures, one.next_start_at = 0, None
+                one.life = one.life.stopped()
                 one.status.enter(State.PAUSED if one.control.is_paused else State.STOPPED)
         for task in tasks - pending:
             if not task.cancelled():

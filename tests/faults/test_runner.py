@@ -24,10 +24,10 @@ from faults.memory import (
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Page, PagedConnector, Position
-from verity_stream import runner as runner_module
+from verity_stream import supervise
 from verity_stream.operation import Control
 from verity_stream.placement import partition_for
-from verity_stream.runner import ConnectorRunner, after_failure
+from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.status import State, Status, utc_now
 
@@ -156,18 +156,18 @@ class Ends:
         self.errors: list[BaseException | None] = []
         self.failures: list[int] = []
         self.pauses: list[float] = []
-        jitter = random.Random(13)
+        jitter, decide = random.Random(13), supervise.after_failure
 
         def decided(
             error: BaseException | None, failures: int, settings: StreamSettings, _: float
         ) -> Any:
-            state, pause = after_failure(error, failures, settings, jitter.random())
+            state, pause = decide(error, failures, settings, jitter.random())
             self.errors.append(error)
             self.failures.append(failures)
             self.pauses.append(pause.total_seconds())
             return state, timedelta(0)
 
-        monkeypatch.setattr(runner_module, "after_failure", decided)
+        monkeypatch.setattr(supervise, "after_failure", decided)
 
 
 async def ends_of(

@@ -13,7 +13,7 @@ from verity_test_connectors import sequence
 from workers import Bench, Worker, eventually
 
 from verity_stream.placement import partition_for
-from verity_stream.runner import FENCED_RETRY
+from verity_stream.supervise import FENCED_RETRY
 
 pytestmark = pytest.mark.stack
 

@@ -833,7 +833,7 @@ def restart_ignored(ground: Ground) -> None:
         async def read_controls(self: Any) -> None:
             await before(self)
             for one in self._connectors:
-                one.is_restart_due = False
+                one.life = replace(one.life, is_restart_due=False)
 
         return read_controls
 
@@ -998,7 +998,7 @@ def shown_is_progress(ground: Ground) -> None:
     def make(before: Any) -> Any:
         def take_result(self: Any, one: Any) -> None:
             if one.task is not None and one.status.state in (State.CAUGHT_UP, State.RUNNING):
-                one.failures = 0
+                one.life = replace(one.life, failures=0)
             before(self, one)
 
         return take_result
@@ -1200,11 +1200,11 @@ def resume_waits(ground: Ground) -> None:
 
     def make(before: Any) -> Any:
         async def read_controls(self: Any) -> None:
-            known = [(one.control, one.is_restart_due) for one in self._connectors]
+            known = [(one.control, one.life.is_restart_due) for one in self._connectors]
             await before(self)
             for one, (control, was_due) in zip(self._connectors, known, strict=True):
                 if control.is_paused and not one.control.is_paused:
-                    one.is_restart_due = was_due
+                    one.life = replace(one.life, is_restart_due=was_due)
 
         return read_controls
 

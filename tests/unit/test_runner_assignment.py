@@ -99,6 +99,7 @@ class Bench:
         self.started.append(name)
         relay = self.relays[name] = one.relay = StubRelay()
         one.status.enter(State.RUNNING)
+        one.status.page_count += 1
         try:
             await relay.end
         finally:
@@ -162,10 +163,11 @@ async def test_who_is_fenced_during_a_rebalance_waits_for_the_assignment(
     bench.fail("a", Fenced("taken over"))
     await asyncio.sleep(0)
     for one in bench.runner._connectors:
-        one.next_start_at = None
+        one.life = replace(one.life, next_start_at=None)
     if is_seen_before:
         await bench.reconcile()
-        bench.runner._connectors[0].next_start_at = None  # However much time passes.
+        for one in bench.runner._connectors:  # However much time passes.
+            one.life = replace(one.life, next_start_at=None)
         await bench.reconcile()
     assert bench.started == ["a", "b"]
     await bench.assign("a", "b")

@@ -7,65 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from verity_sdk.connector_base import BaseConnector
-from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavailable
+from verity_sdk.errors import Misconfigured
 from verity_stream.operation import Control
-from verity_stream.runner import (
-    FENCED_RETRY,
-    RETRY_AFTER_MAX,
-    PublishedByTheRelay,
-    after_failure,
-    shown_as_backing_off,
-    warning_of,
-)
+from verity_stream.runner import PublishedByTheRelay, shown_as_backing_off, warning_of
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State, Status
 
 SETTINGS = StreamSettings()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("error", "state", "delay"),
-    [
-        (Denied("no"), State.BLOCKED, SETTINGS.blocked_probe),
-        (Misconfigured("no"), State.BLOCKED, SETTINGS.blocked_probe),
-        (Fenced("no"), State.STOPPED, FENCED_RETRY),
-        (Unavailable("no"), State.BACKING_OFF, timedelta(seconds=1)),
-        (Malformed("no"), State.BACKING_OFF, timedelta(seconds=1)),
-        (ZeroDivisionError(), State.BACKING_OFF, timedelta(seconds=1)),
-        (None, State.BACKING_OFF, timedelta(seconds=1)),
-    ],
-)
-def test_each_error_says_who_must_act(
-    error: BaseException | None, state: State, delay: timedelta
-) -> None:
-    assert after_failure(error, 1, SETTINGS, 1.0) == (state, delay)
-
-
-@given(st.integers(0, 10**9), st.floats(0, 1))
-def test_a_backoff_grows_and_has_a_limit(failures: int, jitter: float) -> None:
-    _, delay = after_failure(Unavailable("no"), failures, SETTINGS, jitter)
-    assert timedelta(0) < delay <= SETTINGS.backoff_max
-    _, next_delay = after_failure(Unavailable("no"), failures + 1, SETTINGS, jitter)
-    assert next_delay >= delay
-
-
-@given(st.floats() | st.integers())
-def test_no_source_sends_a_connector_to_sleep_for_longer_than_an_hour(seconds: float) -> None:
-    """An infinite Retry-After must not end the timer that serves all connectors."""
-    error = Unavailable("no", retry_after_seconds=seconds)
-    state, delay = after_failure(error, 1, SETTINGS, 0.5)
-    assert state is State.BACKING_OFF
-    assert timedelta(0) <= delay <= RETRY_AFTER_MAX
-
-
-def test_what_the_source_asked_for_is_honoured() -> None:
-    error = Unavailable("slow down", retry_after_seconds=17)
-    assert after_failure(error, 9, SETTINGS, 0.0)[1] == timedelta(seconds=17)
 
 
 @pytest.mark.parametrize(
