@@ -30,7 +30,6 @@ from urllib.parse import quote, urlencode, urljoin
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import httpx2
-import stamina
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
@@ -349,7 +348,7 @@ class HttpClient:
         self._authorizer = authorizer
         self._budget = budget
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = asyncio.sleep if sleep is None else sleep
         self._client = _client(settings, platform, transport)
 
     def __repr__(self) -> str:
@@ -408,17 +407,15 @@ class HttpClient:
 
         retries = _Retries(self._settings, self._clock, self._sleep, self._random)
         try:
-            async for attempt in stamina.retry_context(
-                on=retries.decide, attempts=None, timeout=None
-            ):
-                with attempt:
-                    await retries.resume()
+            while True:
+                try:
                     return await self._attempt(call, frozenset(expect), retries)
-        except _TryAgain as again:
-            raise again.final(retries.try_count) from again.__cause__
+                except _TryAgain as again:
+                    if not retries.may_go_on(again):
+                        raise again.final(retries.try_count) from again.__cause__
+                await retries.pause()
         finally:
             retries.end()
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def get(self, url: str, **options: Any) -> Answer:
         """`request("GET", …)`."""
@@ -736,7 +733,7 @@ class _Retries:
         self,
         settings: HttpSettings,
         clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] | None,
+        sleep: Callable[[float], Awaitable[None]],
         random: Random,
     ) -> None:
         self._random = random
@@ -758,10 +755,8 @@ class _Retries:
         left = self._budget_seconds - self.spent_seconds
         return max(left, self._first_seconds) if self.try_count == 1 else max(left, 0.001)
 
-    def decide(self, error: Exception) -> bool | float:
-        """stamina's hook: False to give up, else the seconds that it waits."""
-        if not isinstance(error, _TryAgain):
-            return False
+    def may_go_on(self, error: _TryAgain) -> bool:
+        """Whether there is another try; the wait before it is announced."""
         if error.retry_after_seconds is not None:
             error.retry_after_seconds = min(error.retry_after_seconds, self._pause_seconds_max)
             pause = error.retry_after_seconds
@@ -777,17 +772,15 @@ class _Retries:
         if self._report is not None:
             self._is_announced = True
             self._report(self._clock() + timedelta(seconds=pause), str(error))
-        return pause if self._sleep is None else 0.0
+        return True
 
-    async def resume(self) -> None:
-        """Called when the next try begins."""
-        if self._sleep is not None and self._pause_seconds:
-            await self._sleep(self._pause_seconds)
+    async def pause(self) -> None:
+        """Wait for the next try."""
+        await self._sleep(self._pause_seconds)
         self.end()
 
     def end(self) -> None:
         """Nothing waits any more."""
-        self._pause_seconds = 0.0
         if self._is_announced and self._report is not None:
             self._is_announced = False
             self._report(None, "")

@@ -69,5 +69,3 @@ def configure(settings: StreamSettings) -> None:
     for package in ("verity_stream", "verity_sdk", "verity_common", "connectors"):
         logging.getLogger(package).setLevel(settings.log_level.upper())
     logging.getLogger("verity_stream.faust_fixes").setLevel(logging.WARNING)
-    # It warns of every retry; verity_sdk.http tells it itself, in the vendor's words.
-    logging.getLogger("stamina").setLevel(logging.ERROR)

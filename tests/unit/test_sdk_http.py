@@ -568,7 +568,7 @@ async def test_nothing_shown_holds_a_secret(caplog: pytest.LogCaptureFixture) ->
 def test_importing_the_sdk_imports_no_http_client() -> None:
     check = (
         "import sys, verity_sdk, verity_sdk.windows\n"
-        "heavy = {'httpx2', 'stamina', 'aiohttp', 'azure'} & set(sys.modules)\n"
+        "heavy = {'httpx2', 'aiohttp', 'azure'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run(
@@ -585,7 +585,7 @@ def test_one_module_imports_the_http_client() -> None:
         for path in (root / folder).rglob("*.py")
         for line in path.read_text().splitlines()
         if line.split()[:1] in (["import"], ["from"])
-        and line.split()[1].split(".")[0] in ("httpx", "httpx2", "stamina", "requests")
+        and line.split()[1].split(".")[0] in ("httpx", "httpx2", "requests")
     }
     assert importers == {"verity_sdk/http.py"}
 
