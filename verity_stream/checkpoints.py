@@ -282,4 +282,4 @@ def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:
         return Start(stored, publish=stored.version > 0)
     if published.version > stored.version:
         return Start(replace(published, epoch=stored.epoch))
-    return Start(stored, publish=published.position != stored.position)
+    return Start(stored, publish=bool(stored.differences(published)))

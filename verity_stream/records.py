@@ -446,10 +446,14 @@ class Checkpoint:
     collected_from: datetime | None = None
     is_edited: bool = field(default=False, compare=False)
 
-    @property
-    def position(self) -> tuple[Any, ...]:
-        """What makes two checkpoints of the same version the same."""
-        return (self.version, self.last_ts, self.cursor)
+    def differences(self, other: Checkpoint) -> tuple[str, ...]:
+        """The fields in which another view of the connector's position differs; none: the same.
+
+        Two may differ and are not asked: the epoch, which a claim writes to the row alone, and
+        the beginning, of which each start takes the earlier one of both views.
+        """
+        names = ("version", "last_ts", "cursor", "complete_through", "seen")
+        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def _judge_row(views: Views, policy: Policy, is_settled: bool) -> Finding:
     same = next(
         (one for one in (before, after) if one is not None and one.version == topic.version), None
     )
-    different = () if same is None else _different_fields(same, topic)
+    different = () if same is None else same.differences(topic)
     if not different:
         return Finding(Verdict.EQUAL)
     what = ", ".join(different)
@@ -209,20 +209,14 @@ def _judge_table(views: Views, is_settled: bool) -> Finding:
             (f"the table is {held - topic.version} versions ahead of the topic",),
         )
     assert table is not None  # noqa: S101 - versions of records start at 1
-    different = _different_fields(table, topic)
-    if different or table.epoch != topic.epoch:
+    different = table.differences(topic)
+    if different or table.epoch != topic.epoch:  # It is a copy: no claim explains it.
         what = ", ".join(different) or "epoch"
         return Finding(
             Verdict.DIVERGED,
             (f"the table and the topic both have version {held}, with different {what}",),
         )
     return Finding(Verdict.EQUAL)
-
-
-def _different_fields(one: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
-    """The fields of a position that differ; epochs may, because a claim only writes Postgres."""
-    names = ("last_ts", "cursor", "complete_through", "seen")
-    return tuple(name for name in names if getattr(one, name) != getattr(other, name))
 
 
 # Continuity.
@@ -537,14 +531,14 @@ async def verify(
     only: Collection[str] = (),
     *,
     is_deep: bool = False,
-    settle_seconds: float = 2.0,
+    settle_seconds: float | None = 2.0,
 ) -> list[Report]:
     """Compare all views of all connectors, twice where they differ.
 
     Args:
         only: These connectors; all that any view knows if empty.
         is_deep: Prove continuity from the topics, too.
-        settle_seconds: How long to wait before the second look.
+        settle_seconds: How long to wait before the second look; None: there is only one.
 
     Raises:
         Unavailable, Denied, Misconfigured: A view can't be read; nothing is known.
@@ -552,7 +546,8 @@ async def verify(
     views = await _look(settings, pool, only)
     policy = settings.database_behind
     findings = {name: judge(view, policy=policy, is_settled=False) for name, view in views.items()}
-    if any(finding.verdict is not Verdict.EQUAL for finding in findings.values()):
+    are_equal = all(finding.verdict is Verdict.EQUAL for finding in findings.values())
+    if settle_seconds is not None and not are_equal:
         await asyncio.sleep(settle_seconds)
         first, views = views, await _look(settings, pool, only)
         for name, view in views.items():

@@ -14,7 +14,7 @@ import pytest
 from connectors.postgres.log_lines import Context
 from verity_stream.demo.proof import Proof, Views, events_in_log, statement_lines
 from verity_stream.demo.show import who_may_do_what
-from verity_stream.records import Checkpoint
+from verity_stream.records import Checkpoint, Seen
 
 CHECKPOINT = Checkpoint("a", 7, 2, datetime(2026, 1, 1, tzinfo=UTC), {"offset": 1})
 HELD = Proof(
@@ -91,6 +91,12 @@ def test_a_proof_without_differences_holds() -> None:
         (
             replace(HELD, views=Views(replace(CHECKPOINT, cursor={}), CHECKPOINT, CHECKPOINT)),
             "PostgreSQL version 7 {}",
+        ),
+        (
+            replace(
+                HELD, views=Views(replace(CHECKPOINT, seen=Seen(1, 1)), CHECKPOINT, CHECKPOINT)
+            ),
+            "views of the checkpoint differ",
         ),
     ],
 )

@@ -50,6 +50,16 @@ def test_an_edit_that_took_the_version_of_a_page_in_flight_wins(edited: Checkpoi
     assert decide_start(edited, published(5, cursor={"a": 1})) == Start(edited, publish=True)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"complete_through": AT}, {"seen": None}, {"seen": Seen(3, 8)}, {"cursor": {"a": 1}}],
+)
+def test_whatever_differs_at_one_version_is_published_again(fields: dict[str, object]) -> None:
+    """An edit to the very time that the page in flight had leaves no other trace than these."""
+    edited = stored(5, **{"seen": SEEN, **fields})
+    assert decide_start(edited, published(5, seen=SEEN)) == Start(edited, publish=True)
+
+
 def test_a_topic_without_the_record_gets_it_again() -> None:
     assert decide_start(stored(5), None) == Start(stored(5), publish=True)
 

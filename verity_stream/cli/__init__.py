@@ -18,7 +18,7 @@ FAILED = 1
 # a connector, and neither may keep `verity pause` from working where they are not installed.
 COMMANDS = {
     "check": "verity_stream.cli.check:check",
-    "checkpoints": "verity_stream.cli.operate:checkpoints",
+    "checkpoints": "verity_stream.cli.verify:checkpoints",
     "complete": "verity_stream.cli.history:complete",
     "connector": "verity_stream.cli.history:connector",
     "connectors": "verity_stream.cli.operate:connectors",

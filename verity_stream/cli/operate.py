@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 import click
 from rich.text import Text
 
-from verity_sdk.errors import Malformed, Misconfigured
+from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc
 from verity_stream import database
-from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.cli.output import ago, new_console, new_table, plain, quiet_logs
 from verity_stream.operation import OperationStore
 from verity_stream.records import Checkpoint
@@ -29,7 +28,6 @@ from verity_stream.settings import (
     load_settings,
 )
 from verity_stream.status import utc_now
-from verity_stream.topic_reader import CommittedReader
 
 T = TypeVar("T")
 
@@ -93,47 +91,6 @@ def connectors(as_json: bool) -> None:
         _show_connectors(rows)
     else:
         click.echo(f"{settings.config} lists no connectors.")
-
-
-@click.command()
-@click.option("--verify", "is_verified", is_flag=True, help="As `verity verify`: all three views.")
-@click.option("--deep", "is_deep", is_flag=True, help="With --verify: read all events, too.")
-@json_option
-@click.pass_context
-def checkpoints(context: click.Context, is_verified: bool, is_deep: bool, as_json: bool) -> None:
-    """Compare the checkpoints in Postgres and Kafka.
-
-    Each connector's row stands beside its last committed record.
-
-    Kafka is read after Postgres, so a connector that is running may be a page ahead there: that
-    is the page in flight. After a crash the next start brings Postgres up.
-    """
-    if is_verified or is_deep:
-        from verity_stream.cli.verify import verify  # that module needs this one
-
-        context.invoke(
-            verify, connector_ids=(), is_deep=is_deep, settle_seconds=2.0, as_json=as_json
-        )
-        return
-    settings = _settings()
-
-    async def work(pool: Any) -> tuple[list[Checkpoint], Mapping[str, Checkpoint | Malformed]]:
-        stored = await PostgresCheckpoints(pool).load_all()
-        reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
-        return stored, await reader.last_checkpoints()
-
-    stored, published = _run(settings, work)
-    by_id = {checkpoint.connector_id: checkpoint for checkpoint in stored}
-    rows = [
-        _checkpoint_row(connector_id, by_id.get(connector_id), published.get(connector_id))
-        for connector_id in sorted({*by_id, *published})
-    ]
-    if as_json:
-        _echo_json(rows)
-    elif rows:
-        _show_checkpoints(rows)
-    else:
-        click.echo("There are no checkpoints yet.")
 
 
 @click.command()
@@ -346,35 +303,6 @@ def _lateness(row: Mapping[str, Any]) -> str:
     return " / ".join(str(timedelta(seconds=seconds)) for seconds in quantiles)
 
 
-def relation(stored: Checkpoint | None, published: Checkpoint | Malformed | None) -> str:
-    """How the two places of a checkpoint stand to each other."""
-    if published is None:
-        # A claim makes the row before anything is published.
-        is_claim = stored is not None and stored.version == 0
-        return "not started" if is_claim else "missing in Kafka"
-    if isinstance(published, Malformed):
-        return "not understood in Kafka"
-    if stored is None:
-        return "missing in Postgres"
-    ahead = stored.version - published.version
-    if ahead:
-        return f"Postgres {'ahead' if ahead > 0 else 'behind'} by {abs(ahead)}"
-    return "equal" if stored.position == published.position else "different positions"
-
-
-def _checkpoint_row(
-    connector_id: str, stored: Checkpoint | None, published: Checkpoint | Malformed | None
-) -> dict[str, Any]:
-    return {
-        "connector_id": connector_id,
-        "relation": relation(stored, published),
-        "postgres": _checkpoint_body(stored),
-        "kafka": {"error": str(published)}
-        if isinstance(published, Malformed)
-        else _checkpoint_body(published),
-    }
-
-
 def _checkpoint_body(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
@@ -385,31 +313,6 @@ def _checkpoint_body(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         "cursor": checkpoint.cursor,
         "complete_through": checkpoint.complete_through,
     }
-
-
-def _show_checkpoints(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = new_table(
-        *("connector", "is", "version, Postgres", "version, Kafka"),
-        *("last_ts, Postgres", "last_ts, Kafka", "cursor, Kafka"),
-        right=("version, Postgres", "version, Kafka"),
-    )
-    for row in rows:
-        stored, published = row["postgres"] or {}, row["kafka"] or {}
-        cursor = published.get("cursor")
-        table.add_row(
-            plain(row["connector_id"], "bold"),
-            plain(row["relation"], "green" if row["relation"] == "equal" else "yellow"),
-            plain(stored.get("version")),
-            plain(published.get("version")),
-            plain(_time(stored.get("last_ts"))),
-            plain(_time(published.get("last_ts"))),
-            plain(None if cursor is None else json.dumps(cursor)),
-        )
-    new_console().print(table)
-
-
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else format_utc(at)
 
 
 def _echo_json(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`verity verify`: whether all views of the checkpoints agree, and whether the topics prove it."""
+"""`verity checkpoints` and `verity verify`: do the views agree, and do the topics prove it?"""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.text import Text
 
 from verity_sdk.errors import Malformed
+from verity_sdk.times import format_utc
 from verity_stream.cli.operate import (
     _checkpoint_body,
     _echo_json,
@@ -30,6 +32,34 @@ STYLES = {
     Verdict.REPAIRED: "yellow",
     Verdict.DIVERGED: "bold red",
 }
+
+
+@click.command()
+@click.option("--verify", "is_verified", is_flag=True, help="As `verity verify`: a second look.")
+@click.option("--deep", "is_deep", is_flag=True, help="With --verify: read all events, too.")
+@json_option
+@click.pass_context
+def checkpoints(context: click.Context, is_verified: bool, is_deep: bool, as_json: bool) -> None:
+    """Show where each connector stands in Postgres, in Kafka and in the workers' table.
+
+    It says of them what `verity verify` says, after one look: a connector that is running may have
+    a `page in flight`, and whether that stands still only a second look can tell. After a crash
+    the next start brings Postgres up.
+    """
+    if is_verified or is_deep:
+        context.invoke(
+            verify, connector_ids=(), is_deep=is_deep, settle_seconds=2.0, as_json=as_json
+        )
+        return
+    settings = _settings()
+    reports = _run(settings, lambda pool: verify_views(settings, pool, settle_seconds=None))
+    if as_json:
+        # `relation` is what it was called before `verify` said it.
+        _echo_json([{**report_row(one), "relation": str(one.verdict)} for one in reports])
+    elif reports:
+        _show_positions(reports)
+    else:
+        click.echo("There are no checkpoints yet.")
 
 
 @click.command()
@@ -109,6 +139,30 @@ def _view_body(view: Checkpoint | Malformed | None) -> dict[str, Any] | None:
     return {"error": str(view)} if isinstance(view, Malformed) else _checkpoint_body(view)
 
 
+def _show_positions(reports: Sequence[Report]) -> None:
+    versions = ("version, Postgres", "version, Kafka", "version, table")
+    table = new_table(
+        *("connector", "is", *versions, "last_ts, Postgres", "last_ts, Kafka", "cursor, Kafka"),
+        right=versions,
+    )
+    for report in reports:
+        row = report_row(report)
+        views = [row[name] or {} for name in ("postgres", "kafka", "table")]
+        last_ts = [view.get("last_ts") for view in views[:2]]
+        cursor = views[1].get("cursor")
+        table.add_row(
+            plain(row["connector_id"], "bold"),
+            plain(report.verdict, STYLES[report.verdict]),
+            *(plain("?" if "error" in view else view.get("version")) for view in views),
+            *(plain(None if at is None else format_utc(at)) for at in last_ts),
+            plain(None if cursor is None else json.dumps(cursor)),
+        )
+    console = new_console()
+    console.print(table)
+    for report in reports:
+        _say(console, report, [(STYLES[report.verdict], reason) for reason in report.reasons])
+
+
 def _show(reports: Sequence[Report]) -> None:
     numbers = ("Postgres", "topic", "table")
     deep = ("events", "pages proven", "from version", "replayed")
@@ -140,7 +194,6 @@ def _show(reports: Sequence[Report]) -> None:
     console = new_console()
     console.print(table)
     for report in reports:
-        name = report.views.connector_id
         style = STYLES[report.verdict]
         lines = [(style, reason) for reason in report.reasons]
         if report.verdict is Verdict.DIVERGED:
@@ -152,7 +205,10 @@ def _show(reports: Sequence[Report]) -> None:
                 lines.append(("", f"{place}: {json.dumps(view, default=str)}"))
         if report.proof is not None:
             lines += [("", f"note: {note}") for note in report.proof.notes]
-        for style, line in lines:
-            console.print(
-                Text.assemble(plain(f"{name}: ", "bold"), plain(SECRETS.hide(line), style))
-            )
+        _say(console, report, lines)
+
+
+def _say(console: Console, report: Report, lines: Sequence[tuple[str, str]]) -> None:
+    name = plain(f"{report.views.connector_id}: ", "bold")
+    for style, line in lines:
+        console.print(Text.assemble(name, plain(SECRETS.hide(line), style)))

@@ -25,11 +25,10 @@ class Views:
     @property
     def are_equal(self) -> bool:
         """Whether all three are there and say the same; the epoch may differ after a claim."""
-        positions = [
-            None if one is None else (one.position, one.complete_through)
-            for one in (self.database, self.topic, self.table)
-        ]
-        return positions[0] is not None and positions[0] == positions[1] == positions[2]
+        if self.database is None or self.topic is None or self.table is None:
+            return False
+        others = (self.database, self.table)
+        return not any(self.topic.differences(one) for one in others)
 
 
 @dataclass(frozen=True, slots=True)
