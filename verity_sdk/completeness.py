@@ -39,6 +39,8 @@ class Answer:
         gaps: What is known to be missing from it, as the gap records say it.
         not_collected: The connectors whose beginning lies after that of the stretch, or is not
             known, with their beginning.
+        not_understood: Records of the topics that are not of their kind, where whoever read the
+            topics names them: they are in nobody's way, unless they may be a connector's own.
     """
 
     completeness: Completeness
@@ -46,6 +48,7 @@ class Answer:
     waiting_for: tuple[str, ...] = ()
     gaps: tuple[Mapping[str, Any], ...] = ()
     not_collected: Mapping[str, datetime | None] = field(default_factory=dict)
+    not_understood: tuple[str, ...] = ()
 
 
 def completeness(
@@ -57,6 +60,7 @@ def completeness(
     until: datetime,
     connectors: Collection[str] | None = None,
     configured: Collection[str] = (),
+    unreadable: Collection[str] = (),
 ) -> Answer:
     """Whether every event of the platform between two times is in the topic.
 
@@ -74,6 +78,8 @@ def completeness(
             platform, and those of `configured`; name them where one of those has been retired.
         configured: The platform's connectors that may not have published anything yet, where
             somebody knows them: the topics don't. They are waited for.
+        unreadable: Connectors of which a record can't be understood, which may be a gap or the
+            newest checkpoint: of them the answer is never more than "not yet".
 
     Raises:
         Malformed: A record is not what the topics hold; there is no answer.
@@ -107,6 +113,7 @@ def completeness(
                 missing.append(body)
     except (KeyError, TypeError, AttributeError) as error:
         raise Malformed(f"not a record of these topics: {error!r}") from error
+    reached |= dict.fromkeys(reached.keys() & set(unreadable))
     waiting = tuple(sorted(name for name, at in reached.items() if at is None or at < until))
     known = [at for at in reached.values() if at is not None]
     through_all = min(known) if known and len(known) == len(reached) else None

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
-
-import orjson
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Answer, Completeness, completeness, order_of
 from verity_sdk.errors import Malformed
-from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    NotUnderstood,
+    claims_to_be_a_gap,
+    decode_checkpoint_body,
+    decode_gap,
+)
 from verity_stream.topic_reader import CommittedReader
 
 __all__ = ["Answer", "Completeness", "is_complete"]
-
-FIELDS = ("connector_id", "platform", "complete_through")
-OPTIONAL = ("collected_from", "version", "epoch")
-"""The first is what records of older versions lack."""
 
 
 async def is_complete(
@@ -38,54 +40,67 @@ async def is_complete(
 
     Raises:
         Unavailable, Denied: The topics can't be read.
-        Malformed: A record can't be understood.
     """
     reader = CommittedReader(kafka)
     # In this order: a page's gaps are visible no later than its checkpoint.
-    checkpoints = last_checkpoints(await reader.records(CHECKPOINTS_TOPIC))
-    gaps = [
-        _object(record)
-        for record in await reader.records(GAPS_TOPIC)
-        if ("schema", b"gap/1") in record.headers
-    ]
-    return completeness(
-        checkpoints,
+    newest = Newest(await reader.records(CHECKPOINTS_TOPIC))
+    strange, unreadable = newest.strange, newest.unreadable
+    gaps = []
+    for record in await reader.records(GAPS_TOPIC):
+        try:
+            gaps.append(decode_gap(record))
+        except Malformed as error:
+            strange.append(NotUnderstood.of(record, error))
+            if claims_to_be_a_gap(record):
+                unreadable.add(record.key or b"")
+    answer = completeness(
+        newest.bodies,
         gaps,
         platform=platform,
         since=since,
         until=until,
         connectors=connectors,
         configured=configured,
+        unreadable={key.decode("utf-8", "backslashreplace") for key in unreadable},
     )
+    return replace(answer, not_understood=tuple(map(str, strange)))
 
 
-def last_checkpoints(records: Iterable[Any]) -> list[Mapping[str, Any]]:
-    """The newest record of every connector; one that is not understood can't tell how far it is.
+class Newest:
+    """The newest record of every connector, taken in the order of the topic.
 
-    It speaks for its connector only: what somebody else wrote into the topic takes no answer away.
+    One that is not understood speaks for its connector only, until the next that is: what somebody
+    else wrote into the topic takes no answer away.
+
+    Attributes:
+        strange: All that were not understood.
+        unreadable: The keys that ended in one of these.
     """
-    last: dict[bytes | None, Mapping[str, Any]] = {}
-    for record in records:
+
+    def __init__(self, records: Iterable[Any]) -> None:
+        self._last: dict[bytes, Mapping[str, Any]] = {}
+        self.strange: list[NotUnderstood] = []
+        self.unreadable: set[bytes] = set()
+        for record in records:
+            self._take(record)
+
+    @property
+    def bodies(self) -> list[Mapping[str, Any]]:
+        """The newest that were understood."""
+        return list(self._last.values())
+
+    def _take(self, record: Any) -> None:
+        key = record.key or b""
         if record.value is None:
-            last.pop(record.key, None)
-            continue
+            self._last.pop(key, None)
+            self.unreadable.discard(key)
+            return
         try:
-            body = _object(record)
-            found = {name: body[name] for name in FIELDS}
-            found |= {name: body[name] for name in OPTIONAL if name in body}
-            if order_of(found) >= order_of(last.get(record.key, found)):
-                last[record.key] = found
-        except (Malformed, KeyError, TypeError):
-            if record.key in last:
-                last[record.key] = {**last[record.key], "complete_through": None}
-    return list(last.values())
-
-
-def _object(record: Any) -> Mapping[str, Any]:
-    try:
-        body = orjson.loads(record.value)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise Malformed(f"{record.topic}[{record.partition}]@{record.offset} is no JSON object")
-    return body
+            body = decode_checkpoint_body(record.value, key)
+        except Malformed as error:
+            self.strange.append(NotUnderstood.of(record, error))
+            self.unreadable.add(key)
+            return
+        if order_of(body) >= order_of(self._last.get(key, body)):
+            self._last[key] = body
+            self.unreadable.discard(key)

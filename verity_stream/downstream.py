@@ -15,7 +15,6 @@ reads, `verity_agent` turns a function of one event into an agent. What they gua
 from __future__ import annotations
 
 import asyncio
-import base64
 import inspect
 import logging
 from collections.abc import (
@@ -159,7 +158,7 @@ def decode_event(value: bytes) -> RawEvent:
     Raises:
         Malformed: It is none.
     """
-    with _decoding("a raw event"):
+    with records.decoding("a raw event"):
         body = orjson.loads(value)
         return RawEvent(
             body["platform"],
@@ -178,7 +177,7 @@ def decode_permission(value: bytes) -> PermissionRecord:
     Raises:
         Malformed: It is none.
     """
-    with _decoding("a permission record"):
+    with records.decoding("a permission record"):
         body = orjson.loads(value)
         kind, snapshot_id = body["record"], body["snapshot_id"]
         if kind == "grant":
@@ -215,10 +214,8 @@ def decode_dead_letter(value: bytes) -> DeadLetter:
     Raises:
         Malformed: It is none.
     """
-    with _decoding("a dead letter"):
-        body = orjson.loads(value)
-        data = body["data"]
-        is_text = body["encoding"] == "utf-8"
+    with records.decoding("a dead letter"):
+        body, data = records.decode_dead_body(value)
         return DeadLetter(
             body["platform"],
             body["connector_id"],
@@ -229,22 +226,8 @@ def decode_dead_letter(value: bytes) -> DeadLetter:
             body["sha256"],
             body["part"],
             body["parts"],
-            data.encode() if is_text else base64.b64decode(data, validate=True),
+            data,
         )
-
-
-class _decoding:  # noqa: N801 - reads as a statement; a generator would cost half a microsecond
-    __slots__ = ("_what",)
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError | LookupError | TypeError | AttributeError | Malformed):
-            raise Malformed(f"not {self._what}: {type(error).__name__}: {error}") from error
 
 
 def _time(text: str) -> datetime:

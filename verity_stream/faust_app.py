@@ -27,7 +27,7 @@ from faust.types import TP
 from faust.web import Request, Response, View
 
 from verity_sdk.completeness import order_of
-from verity_sdk.errors import Misconfigured, Unavailable
+from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_stream import metrics
 from verity_stream.driver import RECONCILE_SECONDS_MAX, STOP_RUNNER_SECONDS_MAX, Driver, Runner
 from verity_stream.faust_fixes import (
@@ -40,7 +40,7 @@ from verity_stream.faust_fixes import (
     partitions_of,
 )
 from verity_stream.placement import evened, kept, partition_for
-from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.records import CHECKPOINTS_TOPIC, NotUnderstood, decode_checkpoint_body
 from verity_stream.settings import StreamSettings
 from verity_stream.topics import (
     CHECKPOINTS_CONFIG,
@@ -355,8 +355,9 @@ class WorkerApp(VerityApp):
         for connector_id in published:
             value = self.checkpoints.get(connector_id.encode())
             try:
-                mirrored[connector_id] = 0 if value is None else _order(value)[0]
-            except ValueError:
+                held = decode_checkpoint_body(value, connector_id.encode())
+                mirrored[connector_id] = held["version"]
+            except Malformed:
                 mirrored[connector_id] = 0  # The agent has said so; reconciling must go on.
         self.watchdog.ticked(
             # Where the topic is gone, the group assigns nothing to anybody, for ever.
@@ -419,11 +420,15 @@ class WorkerApp(VerityApp):
         owned = self.owned_partitions
         result = {}
         for key, value in self.checkpoints.items():
-            connector_id = key.decode()
+            try:
+                body = decode_checkpoint_body(value, key)
+            except Malformed:
+                continue  # The changelog is a topic, too; `verity verify` names it.
+            connector_id = body["connector_id"]
             partition = partition_for(connector_id, self.verity.checkpoint_partitions)
             # A memory store may still hold keys of partitions that went to another worker.
-            if partition in owned and value is not None:
-                result[connector_id] = {"partition": partition, **orjson.loads(value)}
+            if partition in owned:
+                result[connector_id] = {"partition": partition, **body}
         return result
 
 
@@ -439,8 +444,13 @@ def mirror_event(table: Any, event: Any) -> None:
         key, value = message.key, message.value
         if value is None:
             table.pop(key, None)
-        elif should_mirror(table.get(key), value):
+        elif should_mirror(table.get(key), value, key):
             table[key] = value
+    except Malformed as error:
+        logger.error(
+            "A checkpoint record is not understood, and not mirrored: %s",
+            NotUnderstood.of(message, error),
+        )
     except Exception:
         logger.exception(
             "A checkpoint record can't be mirrored: topic %s, partition %d, offset %d",
@@ -450,24 +460,19 @@ def mirror_event(table: Any, event: Any) -> None:
         )
 
 
-def should_mirror(current: bytes | None, incoming: bytes) -> bool:
+def should_mirror(current: bytes | None, incoming: bytes, key: bytes) -> bool:
     """Whether a checkpoint record is newer than the one that is held.
 
     Raises:
-        ValueError: One of the two is not a JSON object with an integer `version`.
+        Malformed: It is not a checkpoint record of the key's connector.
     """
-    order = _order(incoming)
-    return current is None or order > _order(current)
-
-
-def _order(record: bytes) -> tuple[int, int]:
-    value = orjson.loads(record)
-    if not isinstance(value, dict) or "version" not in value:
-        raise ValueError("not a JSON object with an integer `version`")
+    order = order_of(decode_checkpoint_body(incoming, key))
+    if current is None:
+        return True
     try:
-        return order_of(value)
-    except TypeError as error:
-        raise ValueError(f"not a checkpoint record: {error}") from error
+        return order > order_of(decode_checkpoint_body(current, key))
+    except Malformed:
+        return True  # The changelog is a topic, too: what a stranger wrote there gives way.
 
 
 def is_group_member(app: faust.App) -> bool:

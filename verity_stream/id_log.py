@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 from aiokafka import TopicPartition
 
-from verity_sdk.errors import Unavailable
+from verity_sdk.errors import Malformed, Unavailable
 from verity_stream.database import database_errors
 from verity_stream.ids import KEY_BYTES, IdHasher
 from verity_stream.placement import partition_for
@@ -26,6 +26,7 @@ from verity_stream.records import (
     ID_KEY_KEY,
     IDS_TOPIC,
     Record,
+    decode_slot_key,
     encode_slot,
     slot_key,
 )
@@ -82,7 +83,7 @@ class KafkaIdLog:
         if number not in self._read:
             self._read[number] = _Partition(self._reader, number)
         found = await self._read[number].read()
-        return dict(found.get(connector_id.encode(), {}))
+        return dict(found.get(connector_id, {}))
 
     def close(self) -> None:
         """Stop reading, and drop what was read."""
@@ -90,7 +91,7 @@ class KafkaIdLog:
             one.close()
 
 
-_Found = Mapping[bytes, Slots]
+_Found = Mapping[str, Slots]
 """What a partition holds, by connector id."""
 
 
@@ -100,7 +101,7 @@ class _Partition:
     def __init__(self, reader: KafkaTopicReader, number: int) -> None:
         self._reader = reader
         self._place = TopicPartition(IDS_TOPIC, number)
-        self._slots: dict[bytes, dict[int, bytes]] = {}
+        self._slots: dict[str, dict[int, bytes]] = {}
         self._reached = 0
         self._waiting: list[asyncio.Future[_Found]] = []
         self._rounds: asyncio.Task[None] | None = None
@@ -149,16 +150,15 @@ class _Partition:
         self._reached = end
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
-        if not key:
-            return  # Nobody's.
-        connector_id, _, number = key.partition(b"\0")
-        if not connector_id or not number.isdigit():
+        try:
+            connector_id, number = decode_slot_key(key or b"")
+        except Malformed:
             return  # The hashes' key, or not ours.
         slots = self._slots.setdefault(connector_id, {})
         if value is None:
-            slots.pop(int(number), None)
+            slots.pop(number, None)
         else:
-            slots[int(number)] = value
+            slots[number] = value
 
     def _forget(self) -> None:
         # Not cleared: somebody may still look at what was handed out.

@@ -89,6 +89,69 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class NotUnderstood:
+    """A record in one of our topics that is not of its kind: a stranger's, or a later version's."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    reason: str
+
+    @classmethod
+    def of(cls, record: Any, error: Malformed) -> NotUnderstood:
+        """A record as Kafka's client gives it, and what its decoder said."""
+        return cls(record.topic, record.partition, record.offset, record.key, str(error))
+
+    def __str__(self) -> str:
+        # As Python writes bytes: whatever they are, they command no terminal.
+        key = "no key" if self.key is None else f"key {self.key[:80]!r}"
+        return f"{self.topic}[{self.partition}]@{self.offset}, {key}: {self.reason}"
+
+
+def header(record: Any, name: str) -> str:
+    """The text of a record's header; empty where it has none, or one without a value."""
+    value = dict(record.headers).get(name)
+    return value.decode("utf-8", "replace") if value else ""
+
+
+class decoding:  # noqa: N801 - reads as a statement; a generator would cost half a microsecond
+    """Whatever a record's bytes make a decoder raise within is Malformed."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Malformed | ValueError):
+            raise Malformed(f"not {self._what}: {error}") from error
+        if isinstance(error, LookupError | TypeError | AttributeError | OverflowError):
+            raise Malformed(f"not {self._what}: {type(error).__name__}: {error}") from error
+
+
+def json_object(value: bytes | None) -> dict[str, Any]:
+    """The JSON object that a value is.
+
+    Raises:
+        ValueError: It is another thing.
+    """
+    body = orjson.loads(value or b"")
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    return body
+
+
+def _require(body: Mapping[str, Any], kind: type, *names: str) -> None:
+    for name in names:
+        if type(body[name]) is not kind:
+            raise TypeError(f"{name} is a {type(body[name]).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where a page's records come from: the headers they share, encoded once."""
 
@@ -353,6 +416,32 @@ def _dead_letter(
     return DeadLetter(tuple(ids.values()), records)
 
 
+def decode_dead_part(record: Any) -> tuple[str, dict[str, Any], bytes]:
+    """A dead letter's id, the fields of one of its records, and that part's bytes.
+
+    Raises:
+        Malformed: It is no part of a dead letter.
+    """
+    with decoding("a dead letter"):
+        if header(record, "schema") != "dead_letter/1":
+            raise ValueError("no header `schema` says so")
+        body, data = decode_dead_body(record.value)
+        return header(record, "dead_id"), body, data
+
+
+def decode_dead_body(value: bytes | None) -> tuple[dict[str, Any], bytes]:
+    """The fields of a record of a dead letter, and the bytes that it holds; `decoding` guards."""
+    body = json_object(value)
+    _require(body, str, "platform", "connector_id", "reason", "fetched_at", "sha256", "data")
+    _require(body, int, "size_bytes", "part", "parts")
+    if body["reference"] is not None:
+        _require(body, str, "reference")
+    parse_utc(body["fetched_at"])
+    if body["encoding"] == "utf-8":
+        return body, body["data"].encode()
+    return body, base64.b64decode(body["data"], validate=True)
+
+
 def clean(text: Any) -> str:
     """Text that fits a JSON string and a line: nothing a source says can break a record."""
     return utf8(text if isinstance(text, str) else shown(text)).decode()[:2000]
@@ -372,6 +461,28 @@ def gap_record(origin: Origin, gap: Gap) -> Record:
         }
     )
     return Record(GAPS_TOPIC, origin.connector_id.encode(), value, origin.headers("gap/1"))
+
+
+def decode_gap(record: Any) -> dict[str, Any]:
+    """The fields of a gap's record.
+
+    Raises:
+        Malformed: It is none.
+    """
+    with decoding("a gap"):
+        if header(record, "schema") != "gap/1":
+            raise ValueError("no header `schema` says so")
+        body = json_object(record.value)
+        _require(body, str, "platform", "connector_id", "scope", "reason", "recorded_at")
+        for name in ("recorded_at", "from_at", "to_at"):
+            if body[name] is not None:
+                parse_utc(body[name])
+        return body
+
+
+def claims_to_be_a_gap(record: Any) -> bool:
+    """Whether a record that is not understood was written as a gap, perhaps by a later version."""
+    return header(record, "schema").startswith("gap/")
 
 
 def sound_gap(gap: Any) -> Gap:
@@ -493,14 +604,17 @@ def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSumma
     return Record(CHECKPOINTS_TOPIC, key, value, origin.headers("checkpoint/1"))
 
 
-def decode_checkpoint(value: bytes | None) -> Checkpoint:
+def decode_checkpoint(value: bytes | None, key: bytes | None = None) -> Checkpoint:
     """Read a checkpoint record.
+
+    Args:
+        key: The record's, where it is known: nobody speaks for another connector.
 
     Raises:
         Malformed: The value is not one.
     """
-    try:
-        body = orjson.loads(value or b"")
+    body = decode_checkpoint_body(value, key)
+    with decoding("a checkpoint record"):
         return Checkpoint(
             connector_id=body["connector_id"],
             version=body["version"],
@@ -512,8 +626,28 @@ def decode_checkpoint(value: bytes | None) -> Checkpoint:
             # Older versions wrote none.
             collected_from=(began := body.get("collected_from")) and parse_utc(began),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Malformed(f"not a checkpoint record: {error!r}") from error
+
+
+def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dict[str, Any]:
+    """The fields of a checkpoint record, the page's counts and offsets among them.
+
+    Raises:
+        Malformed: As `decode_checkpoint`.
+    """
+    with decoding("a checkpoint record"):
+        body = json_object(value)
+        _require(body, str, "connector_id", "platform", "last_ts")
+        if key is not None and body["connector_id"].encode() != key:
+            raise ValueError("the key is another connector's")
+        if not all(0 <= number < 2**63 for number in order_of(body)):
+            raise ValueError("version or epoch is out of range")
+        if body["cursor"] is not None:
+            _require(body, dict, "cursor")
+        decode_seen(body["seen"])
+        for at in (body["last_ts"], body["complete_through"], body.get("collected_from")):
+            if at is not None:
+                parse_utc(at)
+        return body
 
 
 def newer_checkpoint(held: bytes | None, incoming: bytes | None) -> bytes | None:
@@ -580,10 +714,12 @@ def decode_slot_key(key: bytes) -> tuple[str, int]:
         Malformed: It is no slot's key.
     """
     connector_id, _, number = key.partition(b"\0")
-    try:
+    # What comes after the highest number must fit a checkpoint, too.
+    with decoding("the key of a slot"):
+        # Python refuses to read thousands of digits; and the numbers after it have to fit JSON.
+        if not (connector_id and number.isdigit() and len(number) < 20 and int(number) <= 2**62):
+            raise ValueError(repr(key[:80]))
         return connector_id.decode(), int(number)
-    except ValueError as error:
-        raise Malformed(f"not the key of a slot: {key!r}") from error
 
 
 def encode_slot(fingerprint: bytes, newest_at: datetime, hashes: array[int]) -> bytes:

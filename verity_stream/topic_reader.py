@@ -16,7 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
@@ -77,7 +77,7 @@ def published_ids_of(record: Any) -> Iterator[PublishedId]:
     reason = body.get("reason") if isinstance(body, dict) else None
     is_original = at is None and isinstance(reason, str) and reason.startswith(ORIGINAL_REASON)
     for name, value in record.headers:
-        if name in ID_HEADERS and not (is_original and name == "event_id"):
+        if value and name in ID_HEADERS and not (is_original and name == "event_id"):
             yield record.topic, value, at
 
 
@@ -143,22 +143,23 @@ class KafkaTopicReader:
             for record in records:
                 if record.key == key:
                     last = newer_checkpoint(last, record.value)
-        return None if last is None else decode_checkpoint(last)
+        return None if last is None else decode_checkpoint(last, key)
 
     async def history(self, connector_id: str) -> list[Checkpoint]:
         """The connector's committed checkpoint records that the topic still has, oldest first.
 
-        The topic is compacted: the last one is there for certain, others for some hours.
+        The topic is compacted: the last one is there for certain, others for some hours. What is
+        not understood was no position of the connector's.
         """
         partition = partition_for(connector_id, self._checkpoint_partitions)
         key = connector_id.encode()
-        values = [
-            record.value
-            async for records in self.read({TopicPartition(CHECKPOINTS_TOPIC, partition): None})
-            for record in records
-            if record.key == key
-        ]
-        return [decode_checkpoint(value) for value in values if value is not None]
+        found = []
+        async for records in self.read({TopicPartition(CHECKPOINTS_TOPIC, partition): None}):
+            for record in records:
+                if record.key == key:
+                    with suppress(Malformed):
+                        found.append(decode_checkpoint(record.value, key))
+        return found
 
     async def published_ids(
         self, connector_id: str, start: Mapping[str, Mapping[int, int]]
@@ -383,20 +384,26 @@ class CommittedReader(KafkaTopicReader):
 
     async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
         """The newest committed checkpoint record of every connector; the topic is read once."""
-        values: dict[str, bytes | None] = {}
+        values: dict[bytes, bytes | None] = {}
         for record in await self.records(CHECKPOINTS_TOPIC):
             if record.key is not None:  # Without one it is nobody's.
-                name = record.key.decode("utf-8", "replace")
-                values[name] = newer_checkpoint(values.get(name), record.value)
-        found: dict[str, Checkpoint | Malformed] = {}
-        for connector_id, value in values.items():
-            if value is None:
-                continue
+                values[record.key] = newer_checkpoint(values.get(record.key), record.value)
+        return decode_checkpoints(values)
+
+
+def decode_checkpoints(
+    values: Mapping[bytes, bytes | None],
+) -> dict[str, Checkpoint | Malformed]:
+    """Checkpoint records by connector; a key that is no text stands escaped."""
+    found: dict[str, Checkpoint | Malformed] = {}
+    for key, value in values.items():
+        if value is not None:
+            name = key.decode("utf-8", "backslashreplace")
             try:
-                found[connector_id] = decode_checkpoint(value)
+                found[name] = decode_checkpoint(value, key)
             except Malformed as error:
-                found[connector_id] = error
-        return found
+                found[name] = error
+    return found
 
 
 @asynccontextmanager

@@ -24,7 +24,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import orjson
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
@@ -38,11 +37,19 @@ from verity_stream.records import (
     GAPS_TOPIC,
     Checkpoint,
     dead_topic,
-    decode_checkpoint,
+    decode_checkpoint_body,
+    decoding,
+    header,
     raw_topic,
 )
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import READ_RECORDS, CommittedReader, consumer_of, kafka_admin
+from verity_stream.topic_reader import (
+    READ_RECORDS,
+    CommittedReader,
+    consumer_of,
+    decode_checkpoints,
+    kafka_admin,
+)
 
 STALL_SECONDS = 60.0
 """Reading the events may take as long as they are many, but not without any progress."""
@@ -224,7 +231,7 @@ def _judge_table(views: Views, is_settled: bool) -> Finding:
 Place = tuple[str, int]
 """Topic and partition."""
 Kind = Literal["event", "dead", "gap"]
-KINDS: Mapping[bytes, Kind] = {b"raw_event/1": "event", b"dead_letter/1": "dead", b"gap/1": "gap"}
+KINDS: Mapping[str, Kind] = {"raw_event/1": "event", "dead_letter/1": "dead", "gap/1": "gap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,14 +250,14 @@ class Sealed:
     is_position: bool = False
 
 
-def decode_sealed(value: bytes) -> Sealed:
+def decode_sealed(value: bytes, key: bytes | None = None) -> Sealed:
     """Read a checkpoint record for what it says about its page.
 
     Raises:
         Malformed: The value is not one.
     """
-    try:
-        body = orjson.loads(value)
+    body = decode_checkpoint_body(value, key)
+    with decoding("a checkpoint record"):
         counts: dict[Kind, int] = {
             "event": int(body["event_count"]),
             "dead": int(body["dead_count"]),
@@ -272,8 +279,6 @@ def decode_sealed(value: bytes) -> Sealed:
                 and not any(counts.values())
             ),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Malformed(f"not a checkpoint record: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,16 +594,8 @@ async def _look(settings: StreamSettings, pool: Any, only: Collection[str]) -> d
 
 async def _table(reader: CommittedReader, changelog: str) -> dict[str, Checkpoint | Malformed]:
     """The table as a worker would recover it: the last value of every key."""
-    values = {record.key: record.value for record in await reader.records(changelog)}
-    found: dict[str, Checkpoint | Malformed] = {}
-    for key, value in values.items():
-        if key is None or value is None:
-            continue
-        try:
-            found[key.decode("utf-8", "replace")] = decode_checkpoint(value)
-        except Malformed as error:
-            found[key.decode("utf-8", "replace")] = error
-    return found
+    records = await reader.records(changelog)
+    return decode_checkpoints({one.key: one.value for one in records if one.key is not None})
 
 
 async def _edits(pool: Any) -> dict[str, frozenset[int]]:
@@ -639,18 +636,18 @@ async def prove(
 
         proofs = {name: new(name) for name in sealed}
         async for record in _stream(kafka, places, starts, ends):
-            headers = dict(record.headers)
-            kind = KINDS.get(headers.get("schema", b""))
-            owner = headers.get("connector_id")
-            if kind is None or owner is None:
+            kind = KINDS.get(header(record, "schema"))
+            name = header(record, "connector_id")
+            if kind is None or not name:
                 continue  # Published by a connector's own run(), which promises less.
-            name = owner.decode("utf-8", "replace")
             if only and name not in only:
                 continue
             if name not in proofs:
                 proofs[name] = new(name)
-            identity = headers.get("dead_id" if kind == "dead" else "event_id", record.value)
-            proofs[name].take((record.topic, record.partition), record.offset, kind, identity)
+            headers = dict(record.headers)
+            identity = headers.get("dead_id" if kind == "dead" else "event_id") or record.value
+            place = record.topic, record.partition
+            proofs[name].take(place, record.offset, kind, identity or b"")
     except kafka_errors.KafkaError as error:
         raise as_verity_error(error) from error
     finished = {name: proof.finish() for name, proof in proofs.items()}
@@ -702,11 +699,11 @@ async def _sealed(
     for record in await reader.records(CHECKPOINTS_TOPIC):
         if record.key is None or record.value is None:
             continue
-        name = record.key.decode("utf-8", "replace")
+        name = record.key.decode("utf-8", "backslashreplace")
         if only and name not in only:
             continue
         try:
-            found[name].append(decode_sealed(record.value))
+            found[name].append(decode_sealed(record.value, record.key))
         except Malformed as error:
             malformed[name] = f"a checkpoint record is not understood: {error}"
     return dict(found), malformed

@@ -17,7 +17,11 @@ async def main(servers: str = "localhost:9092", platform: str = "postgres") -> N
         isolation_level="read_committed",  # the default, read_uncommitted, shows aborted events
     ) as consumer:
         async for record in consumer:
-            print(orjson.loads(record.value)["event_id"], flush=True)
+            try:
+                print(orjson.loads(record.value)["event_id"], flush=True)
+            except (ValueError, LookupError, TypeError):
+                place = f"{record.topic}[{record.partition}]@{record.offset}"
+                print(f"{place} is not an event", file=sys.stderr)
 
 
 asyncio.run(main(*sys.argv[1:]))

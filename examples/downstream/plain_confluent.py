@@ -19,4 +19,8 @@ consumer.subscribe([f"verity.events.raw.{platform}"])
 while True:
     record = consumer.poll(1.0)
     if record is not None and record.error() is None:
-        print(orjson.loads(record.value())["event_id"], flush=True)
+        try:
+            print(orjson.loads(record.value() or b"")["event_id"], flush=True)
+        except (ValueError, LookupError, TypeError):
+            place = f"{record.topic()}[{record.partition()}]@{record.offset()}"
+            print(f"{place} is not an event", file=sys.stderr)

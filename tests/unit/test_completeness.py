@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from verity_sdk.completeness import Answer, Completeness, completeness
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
-from verity_stream.completeness import last_checkpoints
+from verity_stream.completeness import Newest
 from verity_stream.records import Checkpoint, Origin, PageSummary, checkpoint_record, gap_record
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -184,7 +184,7 @@ def test_the_late_record_of_a_relay_that_was_replaced_does_not_count() -> None:
     for late in ((12, 5), (13, 5)):
         records = [*successors, checkpoint("a", 12, order=late)]
         assert asked(records).completeness is Completeness.NOT_YET
-        found = last_checkpoints([record("a", body) for body in records])
+        found = Newest([record("a", body) for body in records]).bodies
         assert asked(found).complete_through == START + 10.5 * HOUR
     # With a restored database epochs begin again lower, versions go on.
     assert asked([*successors, checkpoint("a", 12, order=(14, 1))]).waiting_for == ()
@@ -221,8 +221,26 @@ def test_the_last_record_speaks_for_its_connector_and_what_is_no_record_for_nobo
         record("a", checkpoint("a", 12)),
         record("gone", checkpoint("gone", 1)),
         record("gone", None),
-        record("stranger", b"no JSON"),
+        record("stranger", b"not JSON"),
     ]
-    assert asked(last_checkpoints(records)).completeness is Completeness.COMPLETE
-    for junk in (b"no JSON", b"[]", b"{}"):
-        assert asked(last_checkpoints([*records, record("b", junk)])).waiting_for == ("b",)
+    assert newest(records).completeness is Completeness.COMPLETE
+    for junk in (b"not JSON", b"[]", b"{}", checkpoint("a", 12)):
+        after = [*records, record("b", junk)]
+        assert newest(after).waiting_for == ("b",)
+        assert newest([*after, record("b", checkpoint("b", 12))]).waiting_for == ()
+
+
+def test_nobody_speaks_for_another_connector() -> None:
+    """Neither so that it looks complete, nor so that there is no answer at all."""
+    records = [record("a", checkpoint("a", 5))]
+    for body in (checkpoint("a", 12, order=(9, 9)), {**checkpoint("b", 12), "connector_id": []}):
+        found = Newest([*records, record("b", body)])
+        assert [str(one)[:14] for one in found.strange] == ["t[0]@0, key b'"]
+        assert newest([*records, record("b", body)]).waiting_for == ("a",)
+
+
+def newest(records: Sequence[Any]) -> Answer:
+    """The answer of what a topic holds."""
+    found = Newest(records)
+    unreadable = {key.decode() for key in found.unreadable}
+    return asked(found.bodies, unreadable=unreadable)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import faust
-import orjson
 import pytest
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 from stub_runner import StubRunner
 
-from verity_sdk.errors import Misconfigured
+from verity_sdk.errors import Malformed, Misconfigured
 from verity_stream import faust_app
 from verity_stream.faust_app import (
     WorkerApp,
@@ -26,7 +26,13 @@ from verity_stream.faust_app import (
     should_mirror,
 )
 from verity_stream.placement import partition_for
-from verity_stream.records import CHECKPOINTS_TOPIC
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    Checkpoint,
+    Origin,
+    PageSummary,
+    checkpoint_record,
+)
 from verity_stream.settings import StreamSettings
 
 
@@ -130,34 +136,35 @@ def test_plain_text_needs_no_credentials_and_other_mechanisms_are_refused() -> N
 # The mirror.
 
 
-@given(st.integers(), st.integers())
+def held(version: int, epoch: int = 1, connector_id: str = "a") -> bytes:
+    """A checkpoint record's value."""
+    checkpoint = Checkpoint(connector_id, version, epoch, datetime(2026, 1, 1, tzinfo=UTC))
+    value = checkpoint_record(Origin(connector_id, "test", ""), checkpoint, PageSummary()).value
+    assert value is not None
+    return value
+
+
+@given(st.integers(0, 2**62), st.integers(0, 2**62))
 def test_only_a_higher_version_is_mirrored(current: int, incoming: int) -> None:
     """The mirror never goes back, in whatever order and how often records come."""
-    held, new = (
-        orjson.dumps({"version": max(-(2**62), min(2**62, version))})
-        for version in (current, incoming)
-    )
-    clipped = [orjson.loads(value)["version"] for value in (held, new)]
-    assert should_mirror(held, new) == (clipped[1] > clipped[0])
-    assert should_mirror(None, new)
+    assert should_mirror(held(current), held(incoming), b"a") == (incoming > current)
+    assert should_mirror(None, held(incoming), b"a")
 
 
 @given(st.binary())
-def test_any_bytes_are_mirrored_or_a_value_error(value: bytes) -> None:
+def test_no_other_bytes_are_mirrored(value: bytes) -> None:
     """Nothing else is raised, whatever lies in the topic."""
-    try:
-        assert should_mirror(None, value) is True
-    except ValueError:
-        pass
+    with pytest.raises(Malformed):
+        should_mirror(None, value, b"a")
+    assert should_mirror(value, held(1), b"a"), "and what lies in the table gives way"
 
 
 def test_the_mirror_takes_the_higher_version_and_of_equal_ones_the_higher_epoch() -> None:
     """Without transactions the record of a relay that was replaced comes late, or first."""
-    held = b'{"version": 3, "epoch": 2}'
-    assert should_mirror(b'{"version": 3, "epoch": 1}', held)
-    for late in (b'{"version": 3, "epoch": 1}', b'{"version": 2, "epoch": 9}', held):
-        assert not should_mirror(held, late)
-    assert should_mirror(held, b'{"version": 4, "epoch": 1}')
+    assert should_mirror(held(3, 1), held(3, 2), b"a")
+    for late in (held(3, 1), held(2, 9), held(3, 2)):
+        assert not should_mirror(held(3, 2), late, b"a")
+    assert should_mirror(held(3, 2), held(4, 1), b"a")
 
 
 def event(key: bytes | None, value: bytes | None) -> Any:
@@ -166,16 +173,25 @@ def event(key: bytes | None, value: bytes | None) -> Any:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"not JSON", b"null", b"[]", b"{}", b'{"version": "1"}', b'{"version": true}']
+    "value",
+    [
+        *(b"", b"not JSON", b"null", b"[]", b"{}", b'{"version": 2}'),
+        held(2).replace(b'"version":2', b'"version":"2"'),
+        held(2).replace(b'"version":2', b'"version":true'),
+        held(2).replace(b'"version":2', b'"version":9223372036854775808'),
+        held(2).replace(b'"last_ts":"2026', b'"last_ts":"soon'),
+        held(2, connector_id="b"),
+    ],
 )
 def test_a_record_that_is_not_understood_is_skipped_and_named(
     value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception in an agent acknowledges and skips, and restarts it (streams.py)."""
-    table = {b"a": b'{"version": 1}'}
+    table = {b"a": held(1)}
     mirror_event(table, event(b"a", value))
-    assert table == {b"a": b'{"version": 1}'}
-    assert f"topic {CHECKPOINTS_TOPIC}, partition 3, offset 8" in caplog.text
+    assert table == {b"a": held(1)}
+    assert f"{CHECKPOINTS_TOPIC}[3]@8, key b'a'" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_table_that_refuses_the_write_does_not_stop_the_agent(
@@ -187,16 +203,16 @@ def test_a_table_that_refuses_the_write_does_not_stop_the_agent(
         def __setitem__(self, key: bytes, value: bytes) -> None:
             raise RuntimeError("partitions mismatch")
 
-    mirror_event(Refusing(), event(b"a", b'{"version": 1}'))
+    mirror_event(Refusing(), event(b"a", held(1)))
     assert "partition 3, offset 8" in caplog.text
 
 
 def test_a_tombstone_removes_and_a_later_record_comes_back() -> None:
     """None, not `null`: raw values."""
     table: dict[bytes, bytes] = {}
-    for value in (b'{"version": 7}', None, None, b'{"version": 1}'):
+    for value in (held(7), None, None, held(1)):
         mirror_event(table, event(b"a", value))
-    assert table == {b"a": b'{"version": 1}'}
+    assert table == {b"a": held(1)}
 
 
 async def test_the_mirror_runs_alone_on_raw_bytes() -> None:
@@ -335,8 +351,10 @@ async def test_checkpoints_of_other_workers_are_not_shown(
     assert partition_for(mine, 24) != partition_for(theirs, 24)
     await rebalance(app, partition_for(mine, 24))
     for connector_id in (mine, theirs):
-        app.checkpoints.data[connector_id.encode()] = b'{"version":4}'
-    assert app.owned_checkpoints() == {mine: {"partition": partition_for(mine, 24), "version": 4}}
+        app.checkpoints.data[connector_id.encode()] = held(4, connector_id=connector_id)
+    app.checkpoints.data[b"\xff"] = app.checkpoints.data[b"stranger"] = b"what?"
+    (found,) = app.owned_checkpoints().items()
+    assert found == (mine, found[1] | {"partition": partition_for(mine, 24), "version": 4})
 
 
 async def test_a_stop_while_starting_ends_the_start_and_stops_the_runner(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import string
 from array import array
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,6 +26,7 @@ from verity_stream.records import (
     ID_KEY_KEY,
     Checkpoint,
     EventEncoder,
+    NotUnderstood,
     Origin,
     PageSummary,
     Record,
@@ -33,6 +36,8 @@ from verity_stream.records import (
     dead_event,
     dead_record,
     decode_checkpoint,
+    decode_dead_part,
+    decode_gap,
     decode_slot,
     decode_slot_key,
     encode_slot,
@@ -381,10 +386,64 @@ def test_a_slots_key_reads_back_as_it_was(connector_id: str, number: int) -> Non
     assert decode_slot_key(slot_key(connector_id, number)) == (connector_id, number)
 
 
-@pytest.mark.parametrize("key", [ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1"])
+@pytest.mark.parametrize(
+    "key", [ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1", b"c\0" + b"9" * 5000]
+)
 def test_what_is_no_slots_key_is_malformed(key: bytes) -> None:
     with pytest.raises(Malformed):
         decode_slot_key(key)
+
+
+stranger_headers = st.lists(
+    st.tuples(st.sampled_from(["schema", "dead_id"]), st.none() | st.binary(max_size=5))
+    | st.sampled_from([("schema", b"gap/1"), ("schema", b"dead_letter/1")])
+)
+stranger_bodies = st.dictionaries(
+    st.sampled_from(
+        [
+            *("platform", "connector_id", "scope", "reason", "recorded_at", "from_at", "to_at"),
+            *("reference", "fetched_at", "size_bytes", "sha256", "part", "parts"),
+            *("encoding", "data"),
+        ]
+    ),
+    json_values,
+)
+
+
+@given(
+    st.none() | st.binary(max_size=60) | (json_values | stranger_bodies).map(orjson.dumps),
+    stranger_headers,
+    st.none() | st.binary(max_size=5),
+)
+def test_any_record_is_what_it_says_or_malformed(value: Any, headers: Any, key: Any) -> None:
+    """Whatever a stranger writes into the topics of gaps and dead letters."""
+    record = SimpleNamespace(
+        topic="t", partition=1, offset=2, key=key, value=value, headers=headers
+    )
+    for decode in (decode_gap, decode_dead_part):
+        try:
+            decode(record)
+        except Malformed as error:
+            said = str(NotUnderstood.of(record, error))
+            assert said.startswith("t[1]@2, ")
+            assert said.isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"version": "7"}, {"version": -1}, {"version": 2**63}, {"epoch": True}),
+        *({"cursor": 5}, {"last_ts": 5}, {"complete_through": "soon"}, {"connector_id": "b"}),
+        *({"seen": []}, {"seen": {"from": 1}}, {"seen": {"from": 1e400, "count": 1}}),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_malformed(change: dict[str, Any]) -> None:
+    """Types, too: what compares versions must not be the first to notice."""
+    checkpoint = Checkpoint("a", 7, 1, datetime(2026, 1, 1, tzinfo=UTC))
+    body = orjson.loads(checkpoint_record(ORIGIN, checkpoint, PageSummary()).value)
+    assert decode_checkpoint(orjson.dumps(body), b"a") == checkpoint
+    with pytest.raises(Malformed):
+        decode_checkpoint(json.dumps({**body, **change}).encode(), b"a")
 
 
 @given(st.binary(max_size=60) | json_values.map(orjson.dumps))

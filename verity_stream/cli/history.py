@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 from aiokafka import TopicPartition
 from rich.text import Text
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.errors import Misconfigured
+from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import format_utc, parse_utc
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.cli.operate import (
@@ -33,11 +32,18 @@ from verity_stream.cli.operate import (
     json_option,
     shown_state,
 )
-from verity_stream.cli.output import new_console, new_table, plain
+from verity_stream.cli.output import new_console, new_table, plain, say_not_understood
 from verity_stream.cli.steer import Time
 from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
-from verity_stream.records import GAPS_TOPIC, dead_topic
+from verity_stream.records import (
+    GAPS_TOPIC,
+    NotUnderstood,
+    dead_topic,
+    decode_dead_part,
+    decode_gap,
+    header,
+)
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import configured_platforms
 from verity_stream.status import LATENESS_BOUNDS
@@ -75,17 +81,15 @@ def connector(connector_id: str, as_json: bool) -> None:
             names = ", ".join(sorted({*specs, *known})) or "none"
             raise Misconfigured(f"no connector {connector_id!r} is known; known: {names}")
         late = known.get(connector_id, {})
+        recorded, strange = await _read_gaps(settings.kafka)
+        say_not_understood(strange)
         return {
             **_connector_row(connector_id, specs, known),
             "lateness_p50_seconds": late.get("lateness_p50_seconds"),
             "lateness_p99_seconds": late.get("lateness_p99_seconds"),
             "checkpoint": _checkpoint_body(stored),
             "errors": await _errors(pool, connector_id),
-            "gaps": [
-                gap
-                for gap in await _read_gaps(settings.kafka)
-                if gap["connector_id"] == connector_id
-            ][-RECENT:],
+            "gaps": [gap for gap in recorded if gap["connector_id"] == connector_id][-RECENT:],
             "audit": await _audit(pool, connector_id),
         }
 
@@ -106,9 +110,11 @@ def gaps(
 ) -> None:
     """List what is known to be missing, as the connectors recorded it."""
     settings = _settings()
+    recorded, strange = asyncio.run(_read_gaps(settings.kafka))
+    say_not_understood(strange)
     found = [
         gap
-        for gap in asyncio.run(_read_gaps(settings.kafka))
+        for gap in recorded
         if (platform is None or gap["platform"] == platform)
         and (connector_id is None or gap["connector_id"] == connector_id)
         and (since is None or parse_utc(gap["recorded_at"]) >= since)
@@ -137,7 +143,10 @@ def dead_list(
 ) -> None:
     """List dead letters: whose, when, why, and how much."""
     settings = _settings()
-    letters = asyncio.run(_read_letters(settings.kafka, platform, connector_id=connector_id))
+    letters, strange = asyncio.run(
+        _read_letters(settings.kafka, platform, connector_id=connector_id)
+    )
+    say_not_understood(strange)
     rows = [letter.row for letter in letters if since is None or letter.fetched_at >= since]
     rows = _hidden(rows)
     if as_json:
@@ -169,7 +178,7 @@ def dead_list(
 def dead_show(dead_id: str, platform: str | None, is_raw: bool, as_json: bool) -> None:
     """Show one dead letter whole; the beginning of its id is enough where it is unique."""
     settings = _settings()
-    letters = asyncio.run(_read_letters(settings.kafka, platform, dead_id=dead_id))
+    letters, _ = asyncio.run(_read_letters(settings.kafka, platform, dead_id=dead_id))
     names = {letter.dead_id for letter in letters}
     if len(names) != 1:
         what = "no dead letter begins so" if not names else f"{len(names)} dead letters begin so"
@@ -239,6 +248,7 @@ def complete(
         "not_collected": dict(answer.not_collected),
         "gaps": _hidden(list(answer.gaps)),
     }
+    say_not_understood(answer.not_understood)
     if as_json:
         _echo_json([body])
     else:
@@ -281,40 +291,32 @@ async def _scan(kafka: KafkaSettings, topics: Collection[str]) -> AsyncIterator[
             yield record
 
 
-async def _read_gaps(kafka: KafkaSettings) -> list[dict[str, Any]]:
-    """All gaps, the latest last; a record that is no gap is left out."""
-    found = [
-        orjson.loads(record.value)
-        async for record in _scan(kafka, [GAPS_TOPIC])
-        if record.value is not None and ("schema", b"gap/1") in record.headers
-    ]
-    return sorted(found, key=lambda gap: str(gap["recorded_at"]))
+async def _read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[NotUnderstood]]:
+    """All gaps, the latest last, and the records that are none."""
+    found: list[dict[str, Any]] = []
+    strange: list[NotUnderstood] = []
+    async for record in _scan(kafka, [GAPS_TOPIC]):
+        try:
+            found.append(decode_gap(record))
+        except Malformed as error:
+            strange.append(NotUnderstood.of(record, error))
+    return sorted(found, key=lambda gap: str(gap["recorded_at"])), strange
 
 
 class _Letter:
-    """A dead letter, put together from its records."""
+    """A dead letter, put together from its records: the fields of each, its bytes, and itself."""
 
-    def __init__(self, dead_id: str, records: Iterable[tuple[dict[str, Any], Any]]) -> None:
+    def __init__(self, dead_id: str, parts: Iterable[tuple[dict[str, Any], bytes, Any]]) -> None:
         self.dead_id = dead_id
-        ordered = sorted(records, key=lambda pair: int(pair[0]["part"]))
-        self._bodies = [body for body, _ in ordered]
-        self._record = ordered[0][1]
+        ordered = sorted(parts, key=lambda part: int(part[0]["part"]))
+        self._bodies = [body for body, _, _ in ordered]
+        self.data = b"".join(data for _, data, _ in ordered)
+        self._record = ordered[0][2]
 
     @property
     def fetched_at(self) -> datetime:
         """When it was rejected."""
         return parse_utc(self._bodies[0]["fetched_at"])
-
-    @property
-    def data(self) -> bytes:
-        """What was rejected, as the source gave it."""
-        return b"".join(
-            base64.b64decode(body["data"])
-            if body["encoding"] == "base64"
-            else body["data"].encode()
-            for body in self._bodies
-            if body.get("data") is not None
-        )
 
     @property
     def is_whole(self) -> bool:
@@ -344,31 +346,28 @@ async def _read_letters(
     *,
     dead_id: str = "",
     connector_id: str | None = None,
-) -> list[_Letter]:
-    """The dead letters whose id begins so, the latest last."""
+) -> tuple[list[_Letter], list[NotUnderstood]]:
+    """The dead letters whose id begins so, the latest last, and the records that are none."""
     if platform is None:
         async with kafka_admin(kafka, ADMIN_SECONDS) as admin:
             names = await admin.list_topics()
         topics = [name for name in names if name.startswith(dead_topic(""))]
     else:
         topics = [dead_topic(platform)]
-    parts: dict[tuple[str, str], dict[int, tuple[dict[str, Any], Any]]] = defaultdict(dict)
+    strange: list[NotUnderstood] = []
+    parts: dict[tuple[str, str], dict[int, tuple[dict[str, Any], bytes, Any]]] = defaultdict(dict)
     async for record in _scan(kafka, topics):
-        headers = dict(record.headers)
-        identity = headers.get("dead_id", b"").decode("utf-8", "replace")
-        owner = headers.get("connector_id", b"").decode("utf-8", "replace")
-        if (
-            record.value is None
-            or headers.get("schema") != b"dead_letter/1"
-            or not identity.startswith(dead_id)
-            or (connector_id is not None and owner != connector_id)
-        ):
+        try:
+            identity, body, data = decode_dead_part(record)
+        except Malformed as error:
+            strange.append(NotUnderstood.of(record, error))
             continue
-        body = orjson.loads(record.value)
-        # After a rewind the same letter may be there twice.
-        parts[identity, body["fetched_at"]][body["part"]] = (body, record)
+        is_meant = connector_id is None or header(record, "connector_id") == connector_id
+        if identity.startswith(dead_id) and is_meant:
+            # After a rewind the same letter may be there twice.
+            parts[identity, body["fetched_at"]][body["part"]] = (body, data, record)
     letters = [_Letter(identity, found.values()) for (identity, _), found in parts.items()]
-    return sorted(letters, key=lambda letter: letter.fetched_at)
+    return sorted(letters, key=lambda letter: (letter.fetched_at, letter.dead_id)), strange
 
 
 async def _errors(pool: Any, connector_id: str) -> list[dict[str, Any]]:

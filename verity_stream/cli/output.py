@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+import click
 import structlog
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verity_stream.redaction import SECRETS
+
 WIDTH_WITHOUT_TERMINAL = 200
+STRANGERS_SHOWN = 10
+"""All are counted."""
 
 
 def quiet_logs() -> None:
@@ -48,6 +54,19 @@ def plain(value: object, style: str = "") -> Text:
 def one_line(error: object) -> str:
     """A message on one line."""
     return " ".join(str(error).split())
+
+
+def say_not_understood(found: Iterable[object]) -> None:
+    """What strangers wrote into a topic: how much, and where; on stderr, beside the answer."""
+    by_topic: dict[str, list[str]] = {}
+    for one in map(str, found):
+        by_topic.setdefault(one.partition("[")[0], []).append(one)
+    for topic, some in by_topic.items():
+        click.echo(f"{topic}: {len(some)} records are not understood:", err=True)
+        for one in some[:STRANGERS_SHOWN]:
+            click.echo(f"  {plain(SECRETS.hide(one))}", err=True)
+        if len(some) > STRANGERS_SHOWN:
+            click.echo("  …", err=True)
 
 
 def ago(at: datetime | None, now: datetime) -> str:
