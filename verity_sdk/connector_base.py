@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import orjson
 
 from verity_sdk.chunks import Limits, Watermark, chunked, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
+from verity_sdk.position import NAME_RULE, is_valid_name
 from verity_sdk.times import as_utc, format_utc
 from verity_sdk.values import altered_header, has_null, hides_a_number, plain, publishable, shown
 
@@ -41,7 +41,6 @@ _UPSERT_CHECKPOINT = (
     "ON CONFLICT (connector_id) DO UPDATE SET last_ts = EXCLUDED.last_ts"
 )
 _TEXTS = ("event_id", "principal_ref", "asset_ref", "operation")
-_PLATFORM = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
 @dataclass
@@ -200,8 +199,9 @@ class BaseConnector(ABC):
         has no dead letters; the stream application has.
 
         Raises:
-            Misconfigured: No `connector_id` in the config (nothing was done), or the producer
-                has no serializer for a dict (nothing was published, nothing moved).
+            Misconfigured: No `connector_id` in the config, or one that the worker would refuse
+                (nothing was done), or the producer has no serializer for a dict (nothing was
+                published, nothing moved).
             Unavailable: Kafka did not take or acknowledge an event, or the checkpoint could not
                 be written. The checkpoint is where it was last written, and events after it may
                 be published already; the next pass publishes all of them.
@@ -293,6 +293,8 @@ class BaseConnector(ABC):
                 "the connector's config has no connector_id: it must be a text, "
                 "the key of the connector's checkpoint"
             )
+        if not is_valid_name(connector_id):
+            raise Misconfigured(f"connector_id {connector_id!r}: an id is {NAME_RULE}")
         return connector_id
 
 
@@ -455,7 +457,7 @@ class _Pass:
     def _topic(self, platform: Any) -> str:
         topic = self._topics.get(platform) if isinstance(platform, str) else None
         if topic is None:
-            if not isinstance(platform, str) or _PLATFORM.fullmatch(platform) is None:
+            if not is_valid_name(platform):
                 raise Malformed(f"platform {shown(platform)} can't be part of a topic's name")
             topic = self._topics[platform] = f"verity.events.raw.{str.__str__(platform)}"
         return topic

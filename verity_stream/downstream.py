@@ -44,6 +44,7 @@ from mode import want_seconds
 
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
+from verity_sdk.position import NAME_RULE, is_valid_name
 from verity_sdk.times import format_utc, parse_utc
 from verity_stream import records
 from verity_stream.faust_app import VerityApp, faust_options
@@ -52,7 +53,7 @@ from verity_stream.faust_fixes import (
     CommittedTransport,
     DeliveredOffsetsConsumer,
 )
-from verity_stream.settings import StreamSettings, is_valid_name, load_settings
+from verity_stream.settings import StreamSettings, load_settings
 from verity_stream.topics import made_whole
 
 logger = logging.getLogger(__name__)
@@ -443,8 +444,7 @@ def create_app(
         )
     if not is_valid_name(app_id):
         raise Misconfigured(
-            f"The app_id {app_id!r} can't be part of a topic's name: it is letters, digits, `.`, "
-            "`_`, `-`, at most 128"
+            f"The app_id {app_id!r} can't be part of a topic's name: it is {NAME_RULE}"
         )
     fixed = _FIXED_OPTIONS & options.keys()
     if fixed:

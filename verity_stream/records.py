@@ -33,6 +33,7 @@ from verity_sdk.completeness import order_of
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
+from verity_sdk.position import is_valid_name
 from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_sdk.values import (
     altered_header,
@@ -45,7 +46,6 @@ from verity_sdk.values import (
     shown,
     utf8,
 )
-from verity_stream.settings import is_valid_name
 
 logger = structlog.get_logger(__name__)
 
@@ -296,7 +296,7 @@ class _Topics(dict[str, str]):
         self._declared = declared
 
     def __missing__(self, platform: Any) -> str:
-        if not (isinstance(platform, str) and is_valid_name(platform)):
+        if not is_valid_name(platform):
             raise Malformed("platform can't be part of a topic's name")
         if self._declared is not None and platform != self._declared:
             raise Malformed(

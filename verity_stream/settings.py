@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -19,16 +18,11 @@ from pydantic_settings import SettingsError
 from verity_common.config import VerityConfig
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Misconfigured
+from verity_sdk.position import NAME_RULE
+from verity_sdk.position import is_valid_name as is_valid_name  # Others import it from here.
 from verity_sdk.settings import Duration
 
 ENTRY_POINT_GROUP = "verity.connectors"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-def is_valid_name(name: str) -> bool:
-    """Whether a name can stand in topic names, transactional ids and metric labels."""
-    return _NAME.fullmatch(name) is not None
 
 
 class StreamSettings(VerityConfig):
@@ -218,7 +212,7 @@ def load_connectors(path: Path) -> list[ConnectorSpec]:
     for connector_id, table in tables.items():
         where = f"[connectors.{connector_id}]"
         if not is_valid_name(connector_id):
-            faults.append(f"{where}: an id is letters, digits, `.`, `_`, `-`, at most 128")
+            faults.append(f"{where}: an id is {NAME_RULE}")
         elif not isinstance(table, dict):
             faults.append(f"{where}: must be a table")
         else:
@@ -286,7 +280,7 @@ def _connector_class(name: str, types: Mapping[str, EntryPoint]) -> tuple[type[B
         raise _Faults(f"type: {point.value} does not implement {missing}")
     platform = str(getattr(cls, "PLATFORM", name))
     if not is_valid_name(platform):
-        raise _Faults(f"type: PLATFORM {platform!r} can't be part of a topic's name")
+        raise _Faults(f"type: PLATFORM {platform!r}: a platform is {NAME_RULE}")
     return cls, platform
 
 

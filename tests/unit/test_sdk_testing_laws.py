@@ -934,6 +934,21 @@ class HasNoAsset(TinyConnector):
         return event
 
 
+@plant("L28")
+class HasAnIdThatIsAnOption(TinyConnector):
+    def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
+        super().__init__(config, kafka_producer, db_pool)
+        self.config.connector_id = "-door"
+
+
+@plant("L28")
+class HasALongPlatform(TinyConnector):
+    PLATFORM = "x" * 150
+
+    def event_of(self, record: dict[str, Any]) -> RawEvent:
+        return replace(super().event_of(record), platform=self.PLATFORM)
+
+
 class TestTinyLaws(TinyLaws):
     """The lawful connector under pytest, as an author runs it."""
 

@@ -14,7 +14,7 @@ import time
 import traceback
 import tracemalloc
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,10 +24,10 @@ from urllib.parse import quote
 import pytest
 
 from verity_sdk.chunks import closing
-from verity_sdk.connector_base import _PLATFORM as PLATFORM_PATTERN
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
+from verity_sdk.position import NAME_RULE, is_valid_name
 from verity_sdk.testing.driver import Collector, LawBroken, State, opened
 from verity_sdk.testing.faults import Fault
 from verity_sdk.testing.report import OUTCOMES, Outcome, Verdict
@@ -905,9 +905,14 @@ class ConnectorLaws:
 
     @_law("L28", "events can be published")
     def test_l28_events_can_be_published(self, source: SourceUnderTest) -> None:
-        """Every event has an id, an aware time, all references, one platform, a JSON payload."""
+        """Every event has an id, an aware time, all references, one platform, a JSON payload.
+
+        The platform and the connector's own id are names that the worker takes.
+        """
 
         async def scenario() -> None:
+            async with opened(source) as connector:
+                _require_valid_id(getattr(connector, "config", None))
             collector = self._collector(source, self._lay(source))
             await self._collect_all(collector)
             self._expect_truth(collector)
@@ -1158,6 +1163,16 @@ def _require_sound_gap(
         raise LawBroken(f"a gap that ends before it begins: {from_at} to {to_at}")
 
 
+def _require_valid_id(config: Any) -> None:
+    """Where the source's config has a `connector_id`, it is one that the worker takes."""
+    if isinstance(config, Mapping):
+        connector_id = config.get("connector_id")
+    else:
+        connector_id = getattr(config, "connector_id", None)
+    if connector_id is not None and not is_valid_name(connector_id):
+        raise LawBroken(f"connector_id {connector_id!r}: an id is {NAME_RULE}")
+
+
 def _require_publishable(event: RawEvent, platform: str | None) -> None:
     def broken(what: str) -> NoReturn:
         raise LawBroken(f"{event.event_id!r}: {what}")
@@ -1166,7 +1181,7 @@ def _require_publishable(event: RawEvent, platform: str | None) -> None:
         broken("no event_id")
     if event.occurred_at.tzinfo is None:
         broken("occurred_at is naive")
-    if PLATFORM_PATTERN.fullmatch(event.platform) is None:
+    if not is_valid_name(event.platform):
         broken(f"{event.platform!r} can't be part of a topic's name")
     if platform is not None and event.platform != platform:
         broken(f"platform {event.platform!r} of a connector of {platform!r}")
