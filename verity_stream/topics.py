@@ -159,6 +159,7 @@ async def _create(
     *,
     is_tried_only: bool = False,
 ) -> None:
+    created: list[str] = []
     answer = await admin.create_topics(topics, validate_only=is_tried_only)
     refused = {name for name, code, *_ in answer.topic_errors if code in POLICY_CODES}
     if any(topic.topic_configs.keys() & OPTIONAL_CONFIGS for topic in topics) and refused:
@@ -177,17 +178,20 @@ async def _create(
             for topic in topics
             if topic.name in refused
         ]
-        _check_created(kafka, [one for one in answer.topic_errors if one[0] not in refused])
+        created = _created(kafka, [one for one in answer.topic_errors if one[0] not in refused])
         answer = await admin.create_topics(plainer, validate_only=is_tried_only)
-    _check_created(kafka, answer.topic_errors)
-    if not is_tried_only:
-        logger.info("topics.created", topics=sorted(topic.name for topic in topics))
+    created += _created(kafka, answer.topic_errors)
+    if created and not is_tried_only:
+        logger.info("topics.created", topics=sorted(created))
 
 
-def _check_created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> None:
+def _created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> list[str]:
+    """Which of them are new: another worker may have created the others meanwhile."""
+    created = []
     for name, code, *message in outcomes:
         error = kafka_errors.for_code(code)
         if error is kafka_errors.NoError:
+            created.append(name)
             continue
         if error is kafka_errors.InvalidReplicationFactorError:
             raise Misconfigured(
@@ -202,6 +206,7 @@ def _check_created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> N
             )
         if error is not kafka_errors.TopicAlreadyExistsError:
             raise as_verity_error(error(f"creating topic {name}: {message}"))
+    return created
 
 
 async def _described(

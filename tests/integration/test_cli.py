@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from workers import Bench
@@ -328,11 +330,29 @@ def test_a_command_whose_packages_are_missing_does_not_break_the_others(
     assert "not installed" in asked.output
 
 
+def commands_below(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """It, and those of its group."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for one in command.list_commands(context):
+            below = command.get_command(context, one)
+            assert below is not None
+            yield from commands_below(below, f"{name} {one}")
+
+
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
-def test_every_command_explains_itself(command: str) -> None:
-    result = CliRunner().invoke(cli.main, [command, "--help"])
-    assert result.exit_code == 0
-    assert len(result.output) > 100
+def test_every_command_and_every_option_explains_itself(command: str) -> None:
+    found = cli.main.get_command(click.Context(cli.main), command)
+    assert found is not None
+    for name, one in commands_below(found, command):
+        assert re.match(r"[A-Z][^.]{10,}\.", one.help or ""), name
+        for option in one.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts[0]}"
+        result = CliRunner().invoke(cli.main, [*name.split(), "--help"])
+        assert result.exit_code == 0
+        assert (one.help or "").split()[0] in result.output
 
 
 # The decisions behind the tables

@@ -440,7 +440,7 @@ async def test_no_secret_comes_out_anywhere(
                 said[f"table {table}"] = str(rows)
         finally:
             await connection.close()
-    assert "table.errors" not in said
+    assert said["table errors"] != "[]", "there is something to look at"
     assert len(said["topics"]) > 10_000
     leaks = [(place, text) for place, text in said.items() if any(one in text for one in SECRETS)]
     shown = [(place, text[max(0, text.find("planted-") - 300) :][:500]) for place, text in leaks]

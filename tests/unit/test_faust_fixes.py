@@ -424,13 +424,6 @@ async def test_only_our_pages_are_served() -> None:
     assert routes == {"/healthz", "/readyz"}
 
 
-def test_nothing_is_written_to_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's file system may be read-only."""
-    monkeypatch.chdir(tmp_path)
-    make_app()._create_directories()
-    assert not list(tmp_path.iterdir())
-
-
 async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,500 ms in Faust, and what a rebalance asks for waits behind it on the same connection."""
     consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")

@@ -152,7 +152,11 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     assert {f"Verity{name}" for name in ALERTS} <= set(names)
     for rule in rules():
         assert rule["labels"]["severity"] in ("warning", "critical")
-        assert rule["annotations"].keys() == {"summary", "description"}
+        said = rule["annotations"]
+        assert said.keys() == {"summary", "description"}
+        for text in said.values():
+            assert re.fullmatch(r"\S.{20,}\.", text), rule["alert"]
+        assert said["description"] not in said["summary"], rule["alert"]
         assert re.fullmatch(r"\d+[smh]", rule.get("for", "0m"))
 
 

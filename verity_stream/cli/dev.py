@@ -130,7 +130,14 @@ def status(context: click.Context, directory: Path, as_json: bool) -> None:
 @dev.command()
 @directory_option
 @click.argument("server", type=click.Choice(["kafka", "postgres"]), required=False)
-@click.option("-n", "--lines", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="So many of each.",
+)
 def logs(directory: Path, server: str | None, lines: int) -> None:
     """Print the end of the logs of one server, or of both."""
     for each in Stack(directory).servers:
