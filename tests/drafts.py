@@ -6,10 +6,9 @@ from functools import partial
 
 from verity_stream.draft import Draft, Outlet
 from verity_stream.ids import IdHasher
-from verity_stream.records import EventEncoder, Headers, Origin, Record
+from verity_stream.records import ID_HEADERS, EventEncoder, Headers, Origin, Record
 from verity_stream.seen import SeenWindow
 from verity_stream.source import NewDraft
-from verity_stream.topic_reader import ID_HEADERS
 
 RECORD_BYTES_MAX = 1_000_000
 HASHER = IdHasher(bytes(16))

@@ -24,17 +24,15 @@ from collections.abc import (
     Collection,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 import faust
-import orjson
 from aiokafka.admin import NewTopic
 from faust.agents import current_agent
 from faust.exceptions import Skip
@@ -42,10 +40,10 @@ from faust.types import TP
 from faust.types.topics import TopicT
 from mode import want_seconds
 
-from verity_sdk.connector_base import PermissionSnapshot, RawEvent
+from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_sdk.position import NAME_RULE, is_valid_name
-from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.times import format_utc
 from verity_stream import records
 from verity_stream.faust_app import VerityApp, faust_options
 from verity_stream.faust_fixes import (
@@ -53,6 +51,13 @@ from verity_stream.faust_fixes import (
     CommittedTransport,
     DeliveredOffsetsConsumer,
 )
+from verity_stream.records import DeadLetterPart, PermissionRecord
+from verity_stream.records import Grant as Grant
+from verity_stream.records import SnapshotEnd as SnapshotEnd
+from verity_stream.records import SnapshotStart as SnapshotStart
+from verity_stream.records import decode_dead_letter as decode_dead_letter
+from verity_stream.records import decode_event as decode_event
+from verity_stream.records import decode_permission as decode_permission
 from verity_stream.settings import StreamSettings, load_settings
 from verity_stream.topics import made_whole
 
@@ -79,163 +84,7 @@ _FIXED_OPTIONS = frozenset(
 )
 
 
-# What arrives.
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotStart:
-    """A connector begins to read who may do what; its grants follow, then the end."""
-
-    snapshot_id: str
-    connector_id: str
-    platform: str
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One grant of a snapshot."""
-
-    snapshot_id: str
-    snapshot: PermissionSnapshot
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotEnd:
-    """A snapshot is over.
-
-    Attributes:
-        is_complete: Whether a grant that was absent was really not there. A revocation may be
-            read out of a complete snapshot only.
-        grant_count: How many grants belong to it.
-        dead_count: How many could not be published.
-        scopes_tried: What was read, or should have been.
-        scopes_denied: What could not be read: scope → reason.
-    """
-
-    snapshot_id: str
-    connector_id: str
-    platform: str
-    started_at: datetime
-    ended_at: datetime
-    is_complete: bool
-    grant_count: int
-    dead_count: int
-    scopes_tried: tuple[str, ...]
-    scopes_denied: Mapping[str, str]
-
-
-PermissionRecord: TypeAlias = SnapshotStart | Grant | SnapshotEnd
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """What a connector could not publish, or one part of it.
-
-    Attributes:
-        reason: Why.
-        reference: The source's own name for it, if it has one.
-        size_bytes: Of all parts.
-        sha256: Of all parts: the same for each of them.
-        part: From 1.
-        data: The bytes of this part.
-    """
-
-    platform: str
-    connector_id: str
-    reason: str
-    reference: str | None
-    fetched_at: datetime
-    size_bytes: int
-    sha256: str
-    part: int
-    parts: int
-    data: bytes
-
-
-def decode_event(value: bytes) -> RawEvent:
-    """Read a record of a raw topic.
-
-    Raises:
-        Malformed: It is none.
-    """
-    with records.decoding("a raw event"):
-        body = orjson.loads(value)
-        return RawEvent(
-            body["platform"],
-            body["event_id"],
-            _time(body["occurred_at"]),
-            body["principal_ref"],
-            body["asset_ref"],
-            body["operation"],
-            body["raw_payload"],
-        )
-
-
-def decode_permission(value: bytes) -> PermissionRecord:
-    """Read a record of a permissions topic.
-
-    Raises:
-        Malformed: It is none.
-    """
-    with records.decoding("a permission record"):
-        body = orjson.loads(value)
-        kind, snapshot_id = body["record"], body["snapshot_id"]
-        if kind == "grant":
-            snapshot = PermissionSnapshot(
-                body["platform"],
-                body["principal_ref"],
-                body["asset_ref"],
-                body["privilege"],
-                body["grant_mechanism"],
-                body["granted_via"],
-                _time(body["snapshot_at"]),
-                body["raw_payload"],
-            )
-            return Grant(snapshot_id, snapshot)
-        about = snapshot_id, body["connector_id"], body["platform"], _time(body["started_at"])
-        if kind == "start":
-            return SnapshotStart(*about)
-        if kind != "end":
-            raise ValueError(f"`record` is {kind!r}")
-        return SnapshotEnd(
-            *about,
-            _time(body["ended_at"]),
-            body["is_complete"],
-            body["grant_count"],
-            body["dead_count"],
-            tuple(body["scopes_tried"]),
-            {denied["scope"]: denied["reason"] for denied in body["scopes_denied"]},
-        )
-
-
-def decode_dead_letter(value: bytes) -> DeadLetter:
-    """Read a record of a topic of connectors' dead letters.
-
-    Raises:
-        Malformed: It is none.
-    """
-    with records.decoding("a dead letter"):
-        body, data = records.decode_dead_body(value)
-        return DeadLetter(
-            body["platform"],
-            body["connector_id"],
-            body["reason"],
-            body["reference"],
-            _time(body["fetched_at"]),
-            body["size_bytes"],
-            body["sha256"],
-            body["part"],
-            body["parts"],
-            data,
-        )
-
-
-def _time(text: str) -> datetime:
-    # What we publish ourselves, at a sixth of the price of any time at all.
-    if len(text) == 27 and text[26] == "Z" and text[10] == "T":
-        return datetime.fromisoformat(text)
-    return parse_utc(text)
+DeadLetter = DeadLetterPart
 
 
 # Topics.

@@ -12,34 +12,32 @@ from collections.abc import (
     AsyncIterator,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-import orjson
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
-from verity_sdk.times import parse_utc
 from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.placement import partition_for
 from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
-    ORIGINAL_REASON,
     Checkpoint,
     dead_topic,
     decode_checkpoint,
     newer_checkpoint,
     raw_topic,
 )
+from verity_stream.records import PublishedId as PublishedId
+from verity_stream.records import published_ids_of as published_ids_of
 
 TRANSACTION_TIMEOUT = timedelta(seconds=60)
 """Where nobody says what the workers' setting is: its default."""
@@ -52,33 +50,6 @@ ADMIN_SECONDS = 10.0
 READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
 forget them at once. With 5,000 the collector takes half of the time."""
-
-ID_HEADERS = frozenset({"event_id", "dead_id"})
-
-PublishedId: TypeAlias = tuple[str, bytes, datetime | None]
-"""The topic of an event or dead letter, its id, and when it occurred, if that can be known."""
-
-
-def published_ids_of(record: Any) -> Iterator[PublishedId]:
-    """The ids that a record of a topic of events or dead letters stands for, as its draft had them.
-
-    An event has one, a dead letter its own and its event's. The original of an event that was
-    published altered stands for itself only: should the event come again and be unpublishable,
-    that is another dead letter.
-    """
-    body: Any = None
-    at: datetime | None = None
-    try:
-        body = orjson.loads(record.value)
-        # None in a dead letter: what it is about may not even have a time.
-        at = parse_utc(body["occurred_at"])
-    except (ValueError, KeyError, TypeError, Malformed):
-        pass
-    reason = body.get("reason") if isinstance(body, dict) else None
-    is_original = at is None and isinstance(reason, str) and reason.startswith(ORIGINAL_REASON)
-    for name, value in record.headers:
-        if value and name in ID_HEADERS and not (is_original and name == "event_id"):
-            yield record.topic, value, at
 
 
 class TopicReader(Protocol):

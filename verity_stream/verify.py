@@ -35,13 +35,16 @@ from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
+    KINDS,
     Checkpoint,
+    Kind,
+    Place,
     dead_topic,
-    decode_checkpoint_body,
-    decoding,
     header,
     raw_topic,
 )
+from verity_stream.records import Sealed as Sealed
+from verity_stream.records import decode_sealed as decode_sealed
 from verity_stream.settings import StreamSettings
 from verity_stream.topic_reader import (
     READ_RECORDS,
@@ -227,58 +230,6 @@ def _judge_table(views: Views, is_settled: bool) -> Finding:
 
 
 # Continuity.
-
-Place = tuple[str, int]
-"""Topic and partition."""
-Kind = Literal["event", "dead", "gap"]
-KINDS: Mapping[str, Kind] = {"raw_event/1": "event", "dead_letter/1": "dead", "gap/1": "gap"}
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """What a checkpoint record says about its page.
-
-    Attributes:
-        counts: How many events, dead letters and gaps it had.
-        ranges: The first and last offset that it took in each partition.
-        is_position: It moved no page: an operator's edit was published.
-    """
-
-    version: int
-    counts: Mapping[Kind, int]
-    ranges: Mapping[Place, tuple[int, int]]
-    is_position: bool = False
-
-
-def decode_sealed(value: bytes, key: bytes | None = None) -> Sealed:
-    """Read a checkpoint record for what it says about its page.
-
-    Raises:
-        Malformed: The value is not one.
-    """
-    body = decode_checkpoint_body(value, key)
-    with decoding("a checkpoint record"):
-        counts: dict[Kind, int] = {
-            "event": int(body["event_count"]),
-            "dead": int(body["dead_count"]),
-            "gap": int(body["gap_count"]),
-        }
-        ranges = {
-            (topic, int(partition)): (int(first), int(last))
-            for topic, partitions in body["offsets"].items()
-            for partition, (first, last) in partitions.items()
-        }
-        return Sealed(
-            int(body["version"]),
-            counts,
-            ranges,
-            is_position=(
-                # None before there was a log of ids.
-                (body["seen"] is None or body["seen"].get("count") == 0)
-                and not ranges
-                and not any(counts.values())
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True)

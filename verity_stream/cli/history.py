@@ -38,6 +38,7 @@ from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
 from verity_stream.records import (
     GAPS_TOPIC,
+    DeadLetterPart,
     NotUnderstood,
     dead_topic,
     decode_dead_part,
@@ -304,35 +305,38 @@ async def _read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[N
 
 
 class _Letter:
-    """A dead letter, put together from its records: the fields of each, its bytes, and itself."""
+    """A dead letter, put together from its parts and their records."""
 
-    def __init__(self, dead_id: str, parts: Iterable[tuple[dict[str, Any], bytes, Any]]) -> None:
+    def __init__(self, dead_id: str, parts: Iterable[tuple[DeadLetterPart, Any]]) -> None:
         self.dead_id = dead_id
-        ordered = sorted(parts, key=lambda part: int(part[0]["part"]))
-        self._bodies = [body for body, _, _ in ordered]
-        self.data = b"".join(data for _, data, _ in ordered)
-        self._record = ordered[0][2]
+        ordered = sorted(parts, key=lambda pair: pair[0].part)
+        self._first, self._record = ordered[0]
+        self._count = len(ordered)
+        self.data = b"".join(part.data for part, _ in ordered)
 
     @property
     def fetched_at(self) -> datetime:
         """When it was rejected."""
-        return parse_utc(self._bodies[0]["fetched_at"])
+        return self._first.fetched_at
 
     @property
     def is_whole(self) -> bool:
         """Whether every part is there, and none was changed."""
-        first = self._bodies[0]
         digest = hashlib.sha256(self.data).hexdigest()
-        return (len(self._bodies), digest) == (first["parts"], first["sha256"])
+        return (self._count, digest) == (self._first.parts, self._first.sha256)
 
     @property
     def row(self) -> dict[str, Any]:
         """What it is, without its data."""
-        first = self._bodies[0]
-        names = ("connector_id", "platform", "reason", "reference", "fetched_at", "size_bytes")
+        first = self._first
         return {
             "dead_id": self.dead_id,
-            **{name: first[name] for name in names},
+            "connector_id": first.connector_id,
+            "platform": first.platform,
+            "reason": first.reason,
+            "reference": first.reference,
+            "fetched_at": format_utc(first.fetched_at),
+            "size_bytes": first.size_bytes,
             "is_whole": self.is_whole,
             "topic": self._record.topic,
             "partition": self._record.partition,
@@ -355,17 +359,17 @@ async def _read_letters(
     else:
         topics = [dead_topic(platform)]
     strange: list[NotUnderstood] = []
-    parts: dict[tuple[str, str], dict[int, tuple[dict[str, Any], bytes, Any]]] = defaultdict(dict)
+    parts: dict[tuple[str, datetime], dict[int, tuple[DeadLetterPart, Any]]] = defaultdict(dict)
     async for record in _scan(kafka, topics):
         try:
-            identity, body, data = decode_dead_part(record)
+            identity, part = decode_dead_part(record)
         except Malformed as error:
             strange.append(NotUnderstood.of(record, error))
             continue
         is_meant = connector_id is None or header(record, "connector_id") == connector_id
         if identity.startswith(dead_id) and is_meant:
             # After a rewind the same letter may be there twice.
-            parts[identity, body["fetched_at"]][body["part"]] = (body, data, record)
+            parts[identity, part.fetched_at][part.part] = (part, record)
     letters = [_Letter(identity, found.values()) for (identity, _), found in parts.items()]
     return sorted(letters, key=lambda letter: (letter.fetched_at, letter.dead_id)), strange
 

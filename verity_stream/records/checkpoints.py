@@ -1,0 +1,259 @@
+"""Checkpoints: a position after a page, and what the page held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from verity_sdk.completeness import order_of
+from verity_sdk.times import format_utc, parse_utc
+from verity_stream.records.record import (
+    CHECKPOINTS_TOPIC,
+    Kind,
+    Offsets,
+    Origin,
+    Place,
+    Record,
+    decoding,
+    json_object,
+    optional_time,
+    require,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which slots of the log of ids hold what is to be remembered.
+
+    Attributes:
+        slots_from: The number of the first; those below hold nothing any more.
+        count: How many ids they hold, at least. A log with fewer has lost some.
+    """
+
+    slots_from: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenInTopics:
+    """What checkpoints said before there was a log of ids: where they begin in the raw topics.
+
+    Attributes:
+        start: Topic → partition → the first offset to read back.
+        newest_at: No remembered event occurred after this.
+    """
+
+    start: Mapping[str, Mapping[int, int]]
+    newest_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A connector's position after a page; the same in Postgres, the topic and the table.
+
+    Attributes:
+        version: One more with every page and every edit; 0 before the first.
+        epoch: The start of the relay that wrote it.
+        last_ts: The watermark.
+        cursor: The connector's own position, if it has one.
+        complete_through: Up to when every event is out, as far as the source can tell.
+        seen: Where the ids to remember are; None after an edit, which forgets them.
+        collected_from: The connector's beginning: from then on its events are collected. None
+            where it was not known yet, as in what older versions wrote.
+        is_edited: Whether an operator moved it since it was published. Only a row tells; its
+            version does not, where a database was restored and then edited.
+    """
+
+    connector_id: str
+    version: int
+    epoch: int
+    last_ts: datetime
+    cursor: Mapping[str, Any] | None = None
+    complete_through: datetime | None = None
+    seen: Seen | SeenInTopics | None = None
+    collected_from: datetime | None = None
+    is_edited: bool = field(default=False, compare=False)
+
+    def differences(self, other: Checkpoint) -> tuple[str, ...]:
+        """The fields in which another view of the connector's position differs; none: the same.
+
+        Two may differ and are not asked: the epoch, which a claim writes to the row alone, and
+        the beginning, of which each start takes the earlier one of both views.
+        """
+        names = ("version", "last_ts", "cursor", "complete_through", "seen")
+        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class PageSummary:
+    """What the page of a checkpoint record held; `offsets` proves continuity from the topic."""
+
+    event_count: int = 0
+    repeat_count: int = 0
+    dead_count: int = 0
+    gap_count: int = 0
+    offsets: Offsets | None = None
+
+
+def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSummary) -> Record:
+    """The record that makes a page's position visible together with the page."""
+    value = orjson.dumps(
+        {
+            "connector_id": checkpoint.connector_id,
+            "platform": origin.platform,
+            "version": checkpoint.version,
+            "epoch": checkpoint.epoch,
+            "last_ts": format_utc(checkpoint.last_ts),
+            "cursor": checkpoint.cursor,
+            "complete_through": optional_time(checkpoint.complete_through),
+            "collected_from": optional_time(checkpoint.collected_from),
+            "seen": encode_seen(checkpoint.seen),
+            "event_count": summary.event_count,
+            "repeat_count": summary.repeat_count,
+            "dead_count": summary.dead_count,
+            "gap_count": summary.gap_count,
+            "offsets": summary.offsets or {},
+            "published_at": origin.fetched_at,
+        },
+        option=orjson.OPT_NON_STR_KEYS,
+    )
+    key = checkpoint.connector_id.encode()
+    return Record(CHECKPOINTS_TOPIC, key, value, origin.headers("checkpoint/1"))
+
+
+def decode_checkpoint(value: bytes | None, key: bytes | None = None) -> Checkpoint:
+    """Read a checkpoint record.
+
+    Args:
+        key: The record's, where it is known: nobody speaks for another connector.
+
+    Raises:
+        Malformed: The value is not one.
+    """
+    body = decode_checkpoint_body(value, key)
+    with decoding("a checkpoint record"):
+        return Checkpoint(
+            connector_id=body["connector_id"],
+            version=body["version"],
+            epoch=body["epoch"],
+            last_ts=parse_utc(body["last_ts"]),
+            cursor=body["cursor"],
+            complete_through=body["complete_through"] and parse_utc(body["complete_through"]),
+            seen=decode_seen(body["seen"]),
+            # Older versions wrote none.
+            collected_from=(began := body.get("collected_from")) and parse_utc(began),
+        )
+
+
+def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dict[str, Any]:
+    """The fields of a checkpoint record, the page's counts and offsets among them.
+
+    Raises:
+        Malformed: As `decode_checkpoint`.
+    """
+    with decoding("a checkpoint record"):
+        body = json_object(value)
+        require(body, str, "connector_id", "platform", "last_ts")
+        if key is not None and body["connector_id"].encode() != key:
+            raise ValueError("the key is another connector's")
+        if not all(0 <= number < 2**63 for number in order_of(body)):
+            raise ValueError("version or epoch is out of range")
+        if body["cursor"] is not None:
+            require(body, dict, "cursor")
+        decode_seen(body["seen"])
+        for at in (body["last_ts"], body["complete_through"], body.get("collected_from")):
+            if at is not None:
+                parse_utc(at)
+        return body
+
+
+def newer_checkpoint(held: bytes | None, incoming: bytes | None) -> bytes | None:
+    """Which of two checkpoint records of a connector counts, the second being the later one.
+
+    The newer (`verity_sdk.completeness.order_of`), of equal ones the later. One that is not
+    understood can't be compared: the later one counts, and whoever decodes it says so.
+    """
+    if held is None or incoming is None:
+        return incoming
+    try:
+        is_older = order_of(orjson.loads(incoming)) < order_of(orjson.loads(held))
+    except (ValueError, TypeError, AttributeError):
+        return incoming
+    return held if is_older else incoming
+
+
+def encode_seen(seen: Seen | SeenInTopics | None) -> dict[str, Any] | None:
+    """`Seen` as a JSON value."""
+    if seen is None:
+        return None
+    if isinstance(seen, Seen):
+        return {"from": seen.slots_from, "count": seen.count}
+    start = {
+        topic: {str(partition): offset for partition, offset in offsets.items()}
+        for topic, offsets in seen.start.items()
+    }
+    return {"start": start, "newest_at": format_utc(seen.newest_at)}
+
+
+def decode_seen(body: Mapping[str, Any] | None) -> Seen | SeenInTopics | None:
+    """`Seen` from JSON; raises KeyError, ValueError, TypeError or Malformed if it is none."""
+    if body is None:
+        return None
+    if "from" in body:
+        return Seen(int(body["from"]), int(body["count"]))
+    start = {
+        topic: {int(partition): int(offset) for partition, offset in offsets.items()}
+        for topic, offsets in body["start"].items()
+    }
+    return SeenInTopics(start, parse_utc(body["newest_at"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a checkpoint record says about its page.
+
+    Attributes:
+        counts: How many events, dead letters and gaps it had.
+        ranges: The first and last offset that it took in each partition.
+        is_position: It moved no page: an operator's edit was published.
+    """
+
+    version: int
+    counts: Mapping[Kind, int]
+    ranges: Mapping[Place, tuple[int, int]]
+    is_position: bool = False
+
+
+def decode_sealed(value: bytes, key: bytes | None = None) -> Sealed:
+    """Read a checkpoint record for what it says about its page.
+
+    Raises:
+        Malformed: The value is not one.
+    """
+    body = decode_checkpoint_body(value, key)
+    with decoding("a checkpoint record"):
+        counts: dict[Kind, int] = {
+            "event": int(body["event_count"]),
+            "dead": int(body["dead_count"]),
+            "gap": int(body["gap_count"]),
+        }
+        ranges = {
+            (topic, int(partition)): (int(first), int(last))
+            for topic, partitions in body["offsets"].items()
+            for partition, (first, last) in partitions.items()
+        }
+        return Sealed(
+            int(body["version"]),
+            counts,
+            ranges,
+            is_position=(
+                # None before there was a log of ids.
+                (body["seen"] is None or body["seen"].get("count") == 0)
+                and not ranges
+                and not any(counts.values())
+            ),
+        )
