@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -43,10 +43,13 @@ async def is_complete(
     """
     reader = CommittedReader(kafka)
     # In this order: a page's gaps are visible no later than its checkpoint.
-    newest = Newest(await reader.records(CHECKPOINTS_TOPIC))
-    strange, unreadable = newest.strange, newest.unreadable
+    newest = await reader.last(CHECKPOINTS_TOPIC, decode_checkpoint_body, _newer)
+    strange = [one for last in newest.values() for one in last.strange]
+    # Such a record speaks for its connector only, until the next one that is understood: what
+    # somebody else wrote into the topic takes no answer away.
+    unreadable = {key for key, last in newest.items() if not last.is_clear}
     gaps = []
-    for record in await reader.records(GAPS_TOPIC):
+    async for record in reader.stream(GAPS_TOPIC):
         try:
             gaps.append(decode_gap(record))
         except Malformed as error:
@@ -54,7 +57,7 @@ async def is_complete(
             if claims_to_be_a_gap(record):
                 unreadable.add(record.key or b"")
     answer = completeness(
-        newest.bodies,
+        [last.value for last in newest.values() if last.value is not None],
         gaps,
         platform=platform,
         since=since,
@@ -66,41 +69,5 @@ async def is_complete(
     return replace(answer, not_understood=tuple(map(str, strange)))
 
 
-class Newest:
-    """The newest record of every connector, taken in the order of the topic.
-
-    One that is not understood speaks for its connector only, until the next that is: what somebody
-    else wrote into the topic takes no answer away.
-
-    Attributes:
-        strange: All that were not understood.
-        unreadable: The keys that ended in one of these.
-    """
-
-    def __init__(self, records: Iterable[Any]) -> None:
-        self._last: dict[bytes, Mapping[str, Any]] = {}
-        self.strange: list[NotUnderstood] = []
-        self.unreadable: set[bytes] = set()
-        for record in records:
-            self._take(record)
-
-    @property
-    def bodies(self) -> list[Mapping[str, Any]]:
-        """The newest that were understood."""
-        return list(self._last.values())
-
-    def _take(self, record: Any) -> None:
-        key = record.key or b""
-        if record.value is None:
-            self._last.pop(key, None)
-            self.unreadable.discard(key)
-            return
-        try:
-            body = decode_checkpoint_body(record.value, key)
-        except Malformed as error:
-            self.strange.append(NotUnderstood.of(record, error))
-            self.unreadable.add(key)
-            return
-        if order_of(body) >= order_of(self._last.get(key, body)):
-            self._last[key] = body
-            self.unreadable.discard(key)
+def _newer(held: dict[str, Any], incoming: dict[str, Any]) -> dict[str, Any]:
+    return held if order_of(incoming) < order_of(held) else incoming

@@ -10,14 +10,17 @@ import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
+    Callable,
     Collection,
     Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
@@ -31,6 +34,7 @@ from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
+    NotUnderstood,
     dead_topic,
     decode_checkpoint,
     newer_checkpoint,
@@ -38,6 +42,8 @@ from verity_stream.records import (
 )
 from verity_stream.records import PublishedId as PublishedId
 from verity_stream.records import published_ids_of as published_ids_of
+
+T = TypeVar("T")
 
 TRANSACTION_TIMEOUT = timedelta(seconds=60)
 """Where nobody says what the workers' setting is: its default."""
@@ -50,6 +56,48 @@ ADMIN_SECONDS = 10.0
 READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
 forget them at once. With 5,000 the collector takes half of the time."""
+
+
+def later(_: T, incoming: T) -> T:
+    """Whatever comes later in the topic counts."""
+    return incoming
+
+
+@dataclass(slots=True)
+class Last(Generic[T]):
+    """What a topic holds under a key.
+
+    Attributes:
+        value: What counts of all that is understood; None after a record without a value.
+        strange: The records that are not understood.
+        is_clear: Whether what counts is understood: what can't be compared counts where it comes
+            last, for it may be the newest.
+    """
+
+    value: T | None = None
+    strange: list[NotUnderstood] = field(default_factory=list)
+    is_clear: bool = True
+
+    @property
+    def counts(self) -> T | Malformed | None:
+        """The value, or what is wrong with the record that stands in its place."""
+        return self.value if self.is_clear else Malformed(str(self.strange[-1]))
+
+    def take(
+        self, record: Any, decode: Callable[[bytes, bytes], T], newer: Callable[[T, T], T]
+    ) -> None:
+        """Take in the next record of the key."""
+        if record.value is None:
+            self.value, self.is_clear = None, True
+            return
+        try:
+            incoming = decode(record.value, record.key or b"")
+        except Malformed as error:
+            self.strange.append(NotUnderstood.of(record, error))
+            self.is_clear = False
+            return
+        self.value = incoming if self.value is None else newer(self.value, incoming)
+        self.is_clear |= self.value is incoming
 
 
 class TopicReader(Protocol):
@@ -106,15 +154,17 @@ class KafkaTopicReader:
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
         """The newest committed checkpoint record of the connector, or None."""
-        partition = partition_for(connector_id, self._checkpoint_partitions)
-        place = TopicPartition(CHECKPOINTS_TOPIC, partition)
-        key = connector_id.encode()
-        last: bytes | None = None
-        async for records in self.read({place: None}):
-            for record in records:
-                if record.key == key:
-                    last = newer_checkpoint(last, record.value)
-        return None if last is None else decode_checkpoint(last, key)
+        found = await self.last_by_key(
+            CHECKPOINTS_TOPIC,
+            decode_checkpoint,
+            newer=newer_checkpoint,
+            partitions=[partition_for(connector_id, self._checkpoint_partitions)],
+            only=connector_id.encode(),
+        )
+        last = found.get(connector_id.encode(), Last[Checkpoint]()).counts
+        if isinstance(last, Malformed):
+            raise last
+        return last
 
     async def history(self, connector_id: str) -> list[Checkpoint]:
         """The connector's committed checkpoint records that the topic still has, oldest first.
@@ -193,6 +243,34 @@ class KafkaTopicReader:
             if at is not None:  # Else nothing was published since.
                 start.setdefault(place.topic, {})[place.partition] = at.offset
         return start
+
+    async def last_by_key(
+        self,
+        topic: str,
+        decode: Callable[[bytes, bytes], T],
+        *,
+        newer: Callable[[T, T], T] = later,
+        partitions: Iterable[int],
+        only: bytes | None = None,
+    ) -> dict[bytes, Last[T]]:
+        """What a compacted topic holds under each key.
+
+        Args:
+            decode: Makes of a value and its key what is held; raises Malformed.
+            newer: Which counts of what is held and what comes later in the topic.
+            partitions: Those to read.
+            only: The one key that is asked for; None: all.
+
+        Raises:
+            Unavailable, Denied: As `read`.
+        """
+        found: dict[bytes, Last[T]] = {}
+        async for records in self.read({TopicPartition(topic, one): None for one in partitions}):
+            for record in records:
+                key = record.key or b""
+                if only is None or key == only:
+                    found.setdefault(key, Last()).take(record, decode, newer)
+        return found
 
     async def read(
         self,
@@ -286,17 +364,34 @@ class KafkaTopicReader:
         Raises:
             Unavailable, Denied: The broker does not say so, or not in time.
         """
+        return await self._asked(
+            places, self._ends_seen_by, lambda consumer: consumer.end_offsets(places)
+        )
+
+    async def begins(self, places: list[TopicPartition]) -> Mapping[Any, int]:
+        """The first offsets that are still there; raises as `ends`."""
+        return await self._asked(
+            places, "read_uncommitted", lambda consumer: consumer.beginning_offsets(places)
+        )
+
+    async def _asked(
+        self,
+        places: list[TopicPartition],
+        isolation_level: str,
+        question: Callable[[Any], Awaitable[Mapping[Any, int]]],
+    ) -> Mapping[Any, int]:
+        if not places:
+            return {}
         try:
             async with (
                 asyncio.timeout(self._stall_seconds),
-                consumer_of(self._kafka, self._ends_seen_by, self._clients) as consumer,
+                consumer_of(self._kafka, isolation_level, self._clients) as consumer,
             ):
                 # Assigned first, the client learns all topics at once and not one after another.
                 consumer.assign(places)
-                ends: Mapping[Any, int] = await consumer.end_offsets(places)
-                return ends
+                return await question(consumer)
         except TimeoutError:
-            raise Unavailable("Kafka did not say in time where topics end") from None
+            raise Unavailable("Kafka did not say in time where topics begin and end") from None
         except kafka_errors.KafkaError as error:
             raise as_verity_error(error) from error
 
@@ -345,36 +440,45 @@ class CommittedReader(KafkaTopicReader):
         if not waits_for_open:
             self._ends_seen_by = "read_committed"
 
-    async def records(self, topic: str) -> list[Any]:
-        """Every committed record of a topic, in order within each partition; none without it."""
-        counts = await partition_counts(self._kafka, [topic], self._seconds)
+    async def stream(self, *topics: str) -> AsyncGenerator[Any]:
+        """Every committed record of topics, in order within each partition; none without them."""
+        counts = await partition_counts(self._kafka, topics, self._seconds)
         places: dict[TopicPartition, int | None] = {
-            TopicPartition(topic, number): None for number in range(counts.get(topic, 0))
+            TopicPartition(topic, number): None
+            for topic, count in counts.items()
+            for number in range(count)
         }
-        return [record async for records in self.read(places) for record in records]
+        async for records in self.read(places):
+            for record in records:
+                yield record
+
+    async def records(self, topic: str) -> list[Any]:
+        """All of them at once."""
+        return [record async for record in self.stream(topic)]
+
+    async def last(
+        self,
+        topic: str,
+        decode: Callable[[bytes, bytes], T],
+        newer: Callable[[T, T], T] = later,
+    ) -> dict[bytes, Last[T]]:
+        """As `last_by_key`, of the whole topic; nothing without it."""
+        counts = await partition_counts(self._kafka, [topic], self._seconds)
+        partitions = range(counts.get(topic, 0))
+        return await self.last_by_key(topic, decode, newer=newer, partitions=partitions)
 
     async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
         """The newest committed checkpoint record of every connector; the topic is read once."""
-        values: dict[bytes, bytes | None] = {}
-        for record in await self.records(CHECKPOINTS_TOPIC):
-            if record.key is not None:  # Without one it is nobody's.
-                values[record.key] = newer_checkpoint(values.get(record.key), record.value)
-        return decode_checkpoints(values)
+        return by_name(await self.last(CHECKPOINTS_TOPIC, decode_checkpoint, newer_checkpoint))
 
 
-def decode_checkpoints(
-    values: Mapping[bytes, bytes | None],
-) -> dict[str, Checkpoint | Malformed]:
-    """Checkpoint records by connector; a key that is no text stands escaped."""
-    found: dict[str, Checkpoint | Malformed] = {}
-    for key, value in values.items():
-        if value is not None:
-            name = key.decode("utf-8", "backslashreplace")
-            try:
-                found[name] = decode_checkpoint(value, key)
-            except Malformed as error:
-                found[name] = error
-    return found
+def by_name(found: Mapping[bytes, Last[T]]) -> dict[str, T | Malformed]:
+    """What counts under each key that holds anything; a key that is no text stands escaped."""
+    return {
+        key.decode("utf-8", "backslashreplace"): counts
+        for key, last in found.items()
+        if (counts := last.counts) is not None
+    }
 
 
 @asynccontextmanager

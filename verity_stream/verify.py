@@ -19,19 +19,16 @@ import asyncio
 import enum
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from aiokafka import TopicPartition
-from aiokafka import errors as kafka_errors
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.errors import Malformed, Unavailable
+from verity_sdk.errors import Malformed
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import database_errors
-from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -40,6 +37,7 @@ from verity_stream.records import (
     Kind,
     Place,
     dead_topic,
+    decode_checkpoint,
     header,
     raw_topic,
 )
@@ -47,15 +45,11 @@ from verity_stream.records import Sealed as Sealed
 from verity_stream.records import decode_sealed as decode_sealed
 from verity_stream.settings import StreamSettings
 from verity_stream.topic_reader import (
-    READ_RECORDS,
     CommittedReader,
-    consumer_of,
-    decode_checkpoints,
+    by_name,
     kafka_admin,
 )
 
-STALL_SECONDS = 60.0
-"""Reading the events may take as long as they are many, but not without any progress."""
 ADMIN_SECONDS = 15.0
 SAMPLES_MAX = 10
 """How many repeats, orphans or wrong pages are named; all are counted."""
@@ -545,8 +539,7 @@ async def _look(settings: StreamSettings, pool: Any, only: Collection[str]) -> d
 
 async def _table(reader: CommittedReader, changelog: str) -> dict[str, Checkpoint | Malformed]:
     """The table as a worker would recover it: the last value of every key."""
-    records = await reader.records(changelog)
-    return decode_checkpoints({one.key: one.value for one in records if one.key is not None})
+    return by_name(await reader.last(changelog, decode_checkpoint))
 
 
 async def _edits(pool: Any) -> dict[str, frozenset[int]]:
@@ -570,58 +563,39 @@ async def prove(
     Raises:
         Unavailable, Denied: The topics can't be read.
     """
-    kafka = settings.kafka
-    places = await _event_places(kafka)
-    try:
-        # The order matters: whatever is decided now has its checkpoint in the topic by the time
-        # that is read. What follows is newer than this look, and left out.
-        async with _ready(kafka, "read_committed", places) as consumer:
-            ends = await consumer.end_offsets(places) if places else {}
-        sealed, malformed = await _sealed(settings, only)
-        async with _ready(kafka, "read_uncommitted", places) as consumer:
-            starts = await consumer.beginning_offsets(places) if places else {}
-        bounds = {(place.topic, place.partition): (starts[place], ends[place]) for place in places}
+    places = await _event_places(settings.kafka)
+    decided = CommittedReader(settings.kafka, waits_for_open=False)
+    # The order matters: whatever is decided now has its checkpoint in the topic by the time that
+    # is read. What follows is newer than this look, and left out.
+    ends = await decided.ends(places)
+    sealed, malformed = await _sealed(settings, only)
+    begins = await decided.begins(places)
+    bounds = {(place.topic, place.partition): (begins[place], ends[place]) for place in places}
 
-        def new(name: str) -> Continuity:
-            return Continuity(sealed.get(name, ()), edits.get(name, ()), bounds, settings.delivery)
+    def new(name: str) -> Continuity:
+        return Continuity(sealed.get(name, ()), edits.get(name, ()), bounds, settings.delivery)
 
-        proofs = {name: new(name) for name in sealed}
-        async for record in _stream(kafka, places, starts, ends):
+    proofs = {name: new(name) for name in sealed}
+    async for records in decided.read(dict.fromkeys(places), ends):
+        for record in records:
             kind = KINDS.get(header(record, "schema"))
             name = header(record, "connector_id")
-            if kind is None or not name:
-                continue  # Published by a connector's own run(), which promises less.
+            place = record.topic, record.partition
+            # Published by a connector's own run(), which promises less; or since this look.
+            if kind is None or not name or record.offset >= bounds[place][1]:
+                continue
             if only and name not in only:
                 continue
             if name not in proofs:
                 proofs[name] = new(name)
             headers = dict(record.headers)
             identity = headers.get("dead_id" if kind == "dead" else "event_id") or record.value
-            place = record.topic, record.partition
             proofs[name].take(place, record.offset, kind, identity or b"")
-    except kafka_errors.KafkaError as error:
-        raise as_verity_error(error) from error
     finished = {name: proof.finish() for name, proof in proofs.items()}
     for name, reason in malformed.items():
         empty = finished.get(name) or Proof(0, 0, None, 0, (), ())
         finished[name] = replace(empty, faults=(*empty.faults, reason))
     return finished
-
-
-@asynccontextmanager
-async def _ready(
-    kafka: KafkaSettings, isolation_level: str, places: Sequence[TopicPartition]
-) -> AsyncIterator[Any]:
-    """A consumer that knows these partitions' brokers, and fetches nothing.
-
-    Asked for offsets of topics it does not know, aiokafka learns of them one by one, with a pause
-    of 0.2 s after each.
-    """
-    async with consumer_of(kafka, isolation_level) as consumer:
-        if places:
-            consumer.assign(list(places))
-            consumer.pause(*places)
-        yield consumer
 
 
 async def _event_places(kafka: KafkaSettings) -> list[TopicPartition]:
@@ -658,33 +632,3 @@ async def _sealed(
         except Malformed as error:
             malformed[name] = f"a checkpoint record is not understood: {error}"
     return dict(found), malformed
-
-
-async def _stream(
-    kafka: KafkaSettings,
-    places: Sequence[TopicPartition],
-    starts: Mapping[TopicPartition, int],
-    ends: Mapping[TopicPartition, int],
-) -> AsyncIterator[Any]:
-    """The committed records between the two, in order within each partition."""
-    unread = {place for place in places if starts[place] < ends[place]}
-    if not unread:
-        return
-    loop = asyncio.get_running_loop()
-    async with consumer_of(kafka, "read_committed") as consumer:
-        consumer.assign(list(unread))
-        await consumer.seek_to_beginning(*unread)
-        deadline = loop.time() + STALL_SECONDS
-        while unread:
-            batches = await consumer.getmany(*unread, timeout_ms=200, max_records=READ_RECORDS)
-            for place, records in batches.items():
-                for record in records:
-                    if record.offset < ends[place]:
-                        yield record
-            # position() also counts control markers and aborted records.
-            done = {place for place in unread if await consumer.position(place) >= ends[place]}
-            if batches or done:
-                deadline = loop.time() + STALL_SECONDS
-            elif loop.time() > deadline:
-                raise Unavailable("reading the events stands still")
-            unread -= done

@@ -36,6 +36,17 @@ def operated(bench: Bench, **settings: Any) -> dict[str, Any]:
 
 async def verity(bench: Bench, *arguments: str, code: int = 0) -> str:
     """Run a command; what it said."""
+    return "".join(await _run(bench, *arguments, code=code))
+
+
+async def verity_json(bench: Bench, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    """The rows of a command with --json; what other tests wrote into the topics it says beside."""
+    said, _ = await _run(bench, *arguments, "--json", code=code)
+    rows: list[dict[str, Any]] = json.loads(said)
+    return rows
+
+
+async def _run(bench: Bench, *arguments: str, code: int) -> tuple[str, str]:
     result = await asyncio.to_thread(
         subprocess.run,
         [str(Path(sys.executable).with_name("verity")), *arguments],
@@ -48,13 +59,7 @@ async def verity(bench: Bench, *arguments: str, code: int = 0) -> str:
     said = result.stdout + result.stderr
     assert result.returncode == code, said
     assert "Traceback" not in said
-    return said
-
-
-async def verity_json(bench: Bench, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
-    """The rows of a command with --json."""
-    rows: list[dict[str, Any]] = json.loads(await verity(bench, *arguments, "--json", code=code))
-    return rows
+    return result.stdout, result.stderr
 
 
 def metrics(worker: Worker) -> str:

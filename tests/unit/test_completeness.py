@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Answer, Completeness, completeness
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
-from verity_stream.completeness import Newest
-from verity_stream.records import Checkpoint, Origin, PageSummary, checkpoint_record, gap_record
+from verity_stream import topic_reader
+from verity_stream.completeness import is_complete
+from verity_stream.records import (
+    CHECKPOINTS_TOPIC,
+    GAPS_TOPIC,
+    Checkpoint,
+    Origin,
+    PageSummary,
+    checkpoint_record,
+    gap_record,
+)
+from verity_stream.topic_reader import CommittedReader
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -68,6 +79,40 @@ def asked(
         checkpoints, gaps, platform="test", since=START + 10 * HOUR, until=START + 11 * HOUR,
         **options,
     )  # fmt: skip
+
+
+def record(key: str, value: Any, schema: str = "") -> SimpleNamespace:
+    """A record of a topic."""
+    data = value if isinstance(value, bytes | None) else orjson.dumps(value)
+    return SimpleNamespace(
+        key=key.encode(), value=data, topic="t", partition=0, offset=0,
+        headers=[("schema", schema.encode())],
+    )  # fmt: skip
+
+
+Ask: TypeAlias = Callable[..., Awaitable[Answer]]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """The answer of what the topics of checkpoints and gaps hold, for the hour from 10 to 11."""
+
+    async def ask(checkpoints: Sequence[Any], gaps: Sequence[Any] = ()) -> Answer:
+        topics = {CHECKPOINTS_TOPIC: checkpoints, GAPS_TOPIC: gaps}
+
+        async def counts(_: Any, names: Iterable[str], *__: Any) -> dict[str, int]:
+            return dict.fromkeys(names, 1)
+
+        async def read(_: Any, places: Iterable[Any], *__: Any) -> AsyncIterator[Sequence[Any]]:
+            for place in places:
+                yield topics[place.topic]
+
+        monkeypatch.setattr(topic_reader, "partition_counts", counts)
+        monkeypatch.setattr(CommittedReader, "read", read)
+        since, until = START + 10 * HOUR, START + 11 * HOUR
+        return await is_complete(KafkaSettings(), "test", since, until)
+
+    return ask
 
 
 def test_complete_is_where_every_connector_of_the_platform_is() -> None:
@@ -178,14 +223,14 @@ def test_a_connector_that_is_configured_and_never_published_is_waited_for() -> N
     assert asked([checkpoint("a", 12), checkpoint("c", 1)], configured=["a"]).waiting_for == ("c",)
 
 
-def test_the_late_record_of_a_relay_that_was_replaced_does_not_count() -> None:
+async def test_the_late_record_of_a_relay_that_was_replaced_does_not_count(ask: Ask) -> None:
     """Without transactions it may come after its successor's: higher versions, then epochs."""
     successors = [checkpoint("a", 8, order=(12, 6)), checkpoint("a", 10.5, order=(13, 6))]
     for late in ((12, 5), (13, 5)):
         records = [*successors, checkpoint("a", 12, order=late)]
         assert asked(records).completeness is Completeness.NOT_YET
-        found = Newest([record("a", body) for body in records]).bodies
-        assert asked(found).complete_through == START + 10.5 * HOUR
+        answer = await ask([record("a", body) for body in records])
+        assert answer.complete_through == START + 10.5 * HOUR
     # With a restored database epochs begin again lower, versions go on.
     assert asked([*successors, checkpoint("a", 12, order=(14, 1))]).waiting_for == ()
 
@@ -208,13 +253,9 @@ def test_a_record_that_is_not_understood_is_no_answer(body: dict[str, Any]) -> N
         asked([], [{**gap("a", 1, 2), "from_at": 5}])
 
 
-def record(key: str, value: Any) -> SimpleNamespace:
-    """A record of the checkpoints topic."""
-    data = value if isinstance(value, bytes | None) else orjson.dumps(value)
-    return SimpleNamespace(key=key.encode(), value=data, topic="t", partition=0, offset=0)
-
-
-def test_the_last_record_speaks_for_its_connector_and_what_is_no_record_for_nobody_else() -> None:
+async def test_the_last_record_speaks_for_its_connector_and_what_is_no_record_for_nobody_else(
+    ask: Ask,
+) -> None:
     records = [
         record("a", checkpoint("a", 5)),
         record("b", checkpoint("b", 12)),
@@ -223,24 +264,32 @@ def test_the_last_record_speaks_for_its_connector_and_what_is_no_record_for_nobo
         record("gone", None),
         record("stranger", b"not JSON"),
     ]
-    assert newest(records).completeness is Completeness.COMPLETE
+    assert (await ask(records)).completeness is Completeness.COMPLETE
     for junk in (b"not JSON", b"[]", b"{}", checkpoint("a", 12)):
         after = [*records, record("b", junk)]
-        assert newest(after).waiting_for == ("b",)
-        assert newest([*after, record("b", checkpoint("b", 12))]).waiting_for == ()
+        answer = await ask(after)
+        assert answer.waiting_for == ("b",)
+        assert len(answer.not_understood) == 2
+        assert (await ask([*after, record("b", checkpoint("b", 12))])).waiting_for == ()
 
 
-def test_nobody_speaks_for_another_connector() -> None:
+async def test_nobody_speaks_for_another_connector(ask: Ask) -> None:
     """Neither so that it looks complete, nor so that there is no answer at all."""
-    records = [record("a", checkpoint("a", 5))]
     for body in (checkpoint("a", 12, order=(9, 9)), {**checkpoint("b", 12), "connector_id": []}):
-        found = Newest([*records, record("b", body)])
-        assert [str(one)[:14] for one in found.strange] == ["t[0]@0, key b'"]
-        assert newest([*records, record("b", body)]).waiting_for == ("a",)
+        answer = await ask([record("a", checkpoint("a", 5)), record("b", body)])
+        assert answer.waiting_for == ("a",)
+        assert [one[:14] for one in answer.not_understood] == ["t[0]@0, key b'"]
 
 
-def newest(records: Sequence[Any]) -> Answer:
-    """The answer of what a topic holds."""
-    found = Newest(records)
-    unreadable = {key.decode() for key in found.unreadable}
-    return asked(found.bodies, unreadable=unreadable)
+async def test_a_gap_that_cannot_be_read_holds_up_its_connector_and_nobody_else(ask: Ask) -> None:
+    checkpoints = [record("a", checkpoint("a", 12)), record("b", checkpoint("b", 12))]
+    for key, schema, waiting_for in (
+        ("b", "gap/1", ("b",)),
+        ("b", "gap/2", ("b",)),  # A later version knows what is missing.
+        ("b", "", ()),
+        ("stranger", "gap/1", ()),
+    ):
+        strange = record(key, {"from_at": None}, schema)
+        answer = await ask(checkpoints, [record("a", gap("a", 1, 2), "gap/1"), strange])
+        assert answer.waiting_for == waiting_for
+        assert len(answer.not_understood) == 1

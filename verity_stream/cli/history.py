@@ -7,13 +7,12 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
-from aiokafka import TopicPartition
 from rich.text import Text
 
 from verity_common.kafka import KafkaSettings
@@ -48,7 +47,7 @@ from verity_stream.records import (
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import configured_platforms
 from verity_stream.status import LATENESS_BOUNDS
-from verity_stream.topic_reader import CommittedReader, kafka_admin, partition_counts
+from verity_stream.topic_reader import CommittedReader, kafka_admin
 
 ADMIN_SECONDS = 10.0
 RECENT = 10
@@ -279,24 +278,11 @@ def _configured(path: Path, platform: str) -> list[str]:
 # Reading.
 
 
-async def _scan(kafka: KafkaSettings, topics: Collection[str]) -> AsyncIterator[Any]:
-    """The committed records of these topics, as far as they are decided now."""
-    counts = await partition_counts(kafka, topics, ADMIN_SECONDS)
-    places: dict[TopicPartition, int | None] = {
-        TopicPartition(topic, number): None
-        for topic, count in counts.items()
-        for number in range(count)
-    }
-    async for records in CommittedReader(kafka, waits_for_open=False).read(places):
-        for record in records:
-            yield record
-
-
 async def _read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[NotUnderstood]]:
     """All gaps, the latest last, and the records that are none."""
     found: list[dict[str, Any]] = []
     strange: list[NotUnderstood] = []
-    async for record in _scan(kafka, [GAPS_TOPIC]):
+    async for record in CommittedReader(kafka, waits_for_open=False).stream(GAPS_TOPIC):
         try:
             found.append(decode_gap(record))
         except Malformed as error:
@@ -360,7 +346,7 @@ async def _read_letters(
         topics = [dead_topic(platform)]
     strange: list[NotUnderstood] = []
     parts: dict[tuple[str, datetime], dict[int, tuple[DeadLetterPart, Any]]] = defaultdict(dict)
-    async for record in _scan(kafka, topics):
+    async for record in CommittedReader(kafka, waits_for_open=False).stream(*topics):
         try:
             identity, part = decode_dead_part(record)
         except Malformed as error:

@@ -171,18 +171,12 @@ def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dic
         return body
 
 
-def newer_checkpoint(held: bytes | None, incoming: bytes | None) -> bytes | None:
-    """Which of two checkpoint records of a connector counts, the second being the later one.
+def newer_checkpoint(held: Checkpoint, incoming: Checkpoint) -> Checkpoint:
+    """Which of two records of a connector counts, the second being the later one in the topic.
 
-    The newer (`verity_sdk.completeness.order_of`), of equal ones the later. One that is not
-    understood can't be compared: the later one counts, and whoever decodes it says so.
+    The newer (`verity_sdk.completeness.order_of`), of equal ones the later.
     """
-    if held is None or incoming is None:
-        return incoming
-    try:
-        is_older = order_of(orjson.loads(incoming)) < order_of(orjson.loads(held))
-    except (ValueError, TypeError, AttributeError):
-        return incoming
+    is_older = (incoming.version, incoming.epoch) < (held.version, held.epoch)
     return held if is_older else incoming
 
 
