@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from random import Random
@@ -842,7 +842,7 @@ def _client(settings: HttpSettings, platform: str, transport: Any) -> httpx2.Asy
             ) from error
     connect, read = settings.connect_timeout.total_seconds(), settings.read_timeout.total_seconds()
     return httpx2.AsyncClient(
-        verify=verify,
+        verify=verify if settings.ca_file is not None else _system_trust(),
         proxy=_proxy(settings, verify),
         transport=transport,
         trust_env=False,  # nothing but the settings decides where requests go
@@ -856,6 +856,26 @@ def _client(settings: HttpSettings, platform: str, transport: Any) -> httpx2.Asy
             keepalive_expiry=KEEP_ALIVE_SECONDS,
         ),
     )
+
+
+def _system_trust() -> ssl.SSLContext | bool:
+    """What the system trusts, for all clients alike; read again where its file has changed.
+
+    To read it takes tens of milliseconds, in which the loop stands still, and a connector has up
+    to three clients. True where the system has no such file: then httpx2 finds what there is.
+    """
+    file = ssl.get_default_verify_paths().openssl_cafile
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return True
+    return _trust_in(file, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)
+def _trust_in(file: str, changed_at_ns: int, size_bytes: int) -> ssl.SSLContext:
+    # Which file it is, httpx2 knows as well; here it is what the answer is kept by.
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def _proxy(settings: HttpSettings, verify: ssl.SSLContext | bool) -> httpx2.Proxy | None:

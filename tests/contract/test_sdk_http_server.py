@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -482,8 +483,11 @@ async def test_no_token_is_shown_to_a_proxy(start: Start) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return self_signed(tmp_path_factory.mktemp("tls"))
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.now(UTC)
@@ -525,6 +529,34 @@ async def test_a_certificate_counts_only_where_it_is_trusted(
         with pytest.raises(Denied, match=r"http\.ca_file"):
             await http.get(f"https://{server.host}/a")
     assert len(server.requests) == 1
+
+
+async def test_what_the_system_trusts_is_read_once_and_again_where_it_has_changed(
+    start: Start, certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = await start(raw("200 OK", b"[1]"), tls=context)
+    trusted, read_count, read = self_signed(tmp_path)[0], 0, httpcore2.default_ssl_context
+
+    def counted(**options: Any) -> ssl.SSLContext:
+        nonlocal read_count
+        read_count += 1
+        return read(**options)
+
+    paths = ssl.get_default_verify_paths()._replace(
+        openssl_cafile=str(trusted), openssl_capath=str(tmp_path / "none")
+    )
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
+    monkeypatch.setattr(httpcore2, "default_ssl_context", counted)
+    for _ in range(2):
+        async with client(server.host) as http:
+            with pytest.raises(Denied, match="the certificate is not trusted"):
+                await http.get(f"https://{server.host}/a")
+    assert read_count == 1
+    trusted.write_bytes(certificate[0].read_bytes() + b"\n")
+    async with client(server.host) as http:
+        assert (await http.get(f"https://{server.host}/a")).json() == [1]
 
 
 async def test_an_answer_shows_neither_body_nor_headers(start: Start) -> None:
