@@ -98,7 +98,7 @@ class TestActivityLaws(ConnectorLaws):
     crashes_max = 6
     # A thousand empty pages are a thousand requests.
     pass_seconds_max = 90.0
-    memory_events_per_hour = 60
+    memory_events_per_slice = 60
 
     @pytest.fixture
     def source(self) -> Iterator[SynapseSource]:
