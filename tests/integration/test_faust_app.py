@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from contract.streams import checkpoint_of
 
 from verity_stream.placement import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
@@ -249,8 +251,8 @@ async def publish(
     return metadata.topic_partition
 
 
-def checkpoint(connector_id: str, version: int) -> bytes:
-    return json.dumps({"connector_id": connector_id, "version": version}).encode()
+def checkpoint(connector_id: str, version: int) -> bytes | None:
+    return checkpoint_of(connector_id, version).value
 
 
 async def ends(kafka: KafkaServer, topic: str = CHECKPOINTS_TOPIC) -> dict[int, int]:
@@ -327,7 +329,7 @@ async def test_one_worker_mirrors_commits_stops_and_repeats_nothing(
     while (found := await committed(kafka, group)) != {p: o - 1 for p, o in end.items()}:
         assert time.monotonic() - reached < DEADLINE_SECONDS, (found, end)
         await asyncio.sleep(0.1)
-    assert "topic verity.connector.checkpoints, partition" in first.log
+    assert re.search(r"checkpoints\[\d+\]@\d+, key b'connector-2': not a checkpoint", first.log)
     for path in ("/", "/table/", "/router/", "/stats/", "/graph/"):
         assert first.get(path)[0] == 404
     assert first.get("/healthz")[0] == 200
