@@ -111,7 +111,7 @@ async def test_everything_is_collected_once_and_in_order(
     times = [event.occurred_at for page in pages for event in page.events]
     assert times == sorted(times)
     assert not [page for page in pages if page.rejected or page.gaps]
-    assert pages[-1].complete_through == NOW - timedelta(minutes=30, hours=4)
+    assert pages[-1].complete_through == NOW - timedelta(minutes=30, hours=4, microseconds=1)
     assert fake.submitted[0]["disposition"] == disposition.upper()
     assert fake.cancelled == []
 

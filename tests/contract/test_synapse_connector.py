@@ -149,8 +149,8 @@ class TestEvents:
 
     async def test_complete_through_stays_behind_by_the_lateness(self, served: Served) -> None:
         served.fake.add_events(3, at=NOW - timedelta(hours=1))
-        # Not read yet (5 minutes), and still to be asked again (10 minutes).
-        behind = timedelta(minutes=5) + timedelta(minutes=10)
+        # Not read yet (5 minutes), still to be asked again (10 minutes), and the instant itself.
+        behind = timedelta(minutes=5) + timedelta(minutes=10) + timedelta(microseconds=1)
         last = (await served.pages(Position(SINCE)))[-1]
         assert last.complete_through == NOW - behind - timedelta(days=2)
         last = (await served.pages(Position(SINCE), lateness="0s"))[-1]
