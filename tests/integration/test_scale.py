@@ -248,15 +248,16 @@ async def test_a_broker_that_is_away_is_no_standstill(
     address = stack.up(environ={})
     with killing(make_bench(tmp_path, address.bootstrap_servers, address.dsn)) as bench:
         configure_slow(bench)
-        worker = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_WATCHDOG_TIMEOUT="5s")
+        # Long enough for a start on a busy machine, short enough to wait twice as long.
+        worker = bench.worker(VERITY_PAGE_EVENTS="20", VERITY_WATCHDOG_TIMEOUT="12s")
         await bench.wait_for_version("source", 3)
         await asyncio.to_thread(stack.kafka.kill)
-        await asyncio.sleep(11)
+        await asyncio.sleep(25)
         await asyncio.to_thread(stack.kafka.start)
         at = (await bench.stored_checkpoint("source") or {})["version"]
         await bench.wait_for_version("source", at + 3, 90)
         worker.signal(signal.SIGSTOP)
-        await asyncio.sleep(8)
+        await asyncio.sleep(15)
         worker.signal(signal.SIGCONT)
         await bench.wait_for_version("source", at + 8, 90)
         assert worker.process is not None
