@@ -88,7 +88,8 @@ class Driver:
         self._is_fenced = is_fenced
         self._runner: Runner | None = None
         self._partitions: frozenset[int] | None = None
-        self._is_in_group = self._knows_partitions = True
+        self._is_in_group = True
+        self._knows_partitions = True  # The runner does.
         self._rebalancing_since: float | None = None
         self._assigning: asyncio.Task[None] | None = None
         self._reconciling: asyncio.Task[bool] | None = None
@@ -152,7 +153,7 @@ class Driver:
                 return
             logger.warning("The group has not heard of this worker lately: nothing is started")
             self._runner.hold()
-        if self._partitions is not None and not self._knows_partitions:
+        if self._partitions is not None and is_in_group and not self._knows_partitions:
             self._assigning = asyncio.create_task(self._assign(self._partitions))
             return
         since = self._rebalancing_since

@@ -304,13 +304,13 @@ class KafkaPublisher:
         except TimeoutError:
             raise Unavailable("Kafka did not take the page within the transaction's time") from None
         except (kafka_errors.KafkaError, *STATE_ERRORS) as error:
-            raise as_verity_error(self._cause_of(error)) from error
+            raise as_verity_error(self._cause_of(error, producer)) from error
 
-    def _cause_of(self, error: BaseException) -> BaseException:
+    def _cause_of(self, error: BaseException, producer: AIOKafkaProducer) -> BaseException:
         """What ended the transaction, where aiokafka only says that its state forbids the call."""
         if not (self._is_transactional and isinstance(error, STATE_ERRORS)):
             return error
-        end = self._started._txn_manager.wait_for_transaction_end()
+        end = producer._txn_manager.wait_for_transaction_end()
         is_known = end is not None and end.done() and not end.cancelled()
         return (end.exception() if is_known else None) or error
 

@@ -137,7 +137,7 @@ def ended(
 
     Args:
         error: What it raised; None where it returned or was cancelled.
-        made_progress: Whether a page was committed or a pass finished since the end before.
+        made_progress: Whether it had committed a page or finished a pass.
         now: By the event loop's clock.
         jitter: 0 to 1, so that connectors that failed together do not return together.
     """

@@ -192,6 +192,25 @@ async def test_an_assignment_that_failed_is_carried_out_by_the_next_tick() -> No
     await play(driver, "stop")
 
 
+async def test_a_failed_assignment_waits_while_the_group_does_not_hear_of_this_worker() -> None:
+    """Its partitions may be another's by now: carried out, it would start what that one runs."""
+    driver, runner = await started()
+    assign, failures = runner.assign, iter([OSError("a bug")])
+
+    async def fails_once(partitions: frozenset[int]) -> None:
+        await assign(partitions)
+        for error in failures:
+            raise error
+
+    runner.assign = fails_once  # type: ignore[method-assign]
+    await play(driver, "rebalance revoked one lost lost")
+    assert called(runner).count("assign[1]") == 1
+    assert "hold" in called(runner)[2:]
+    await play(driver, "tick")
+    assert called(runner).count("assign[1]") == 2
+    await play(driver, "stop")
+
+
 LIMITS = {
     "assign": ("REVOKE_SECONDS_MAX", "rebalance revoked one"),
     "revoke": ("REVOKE_SECONDS_MAX", "rebalance revoked"),
