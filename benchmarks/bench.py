@@ -25,7 +25,7 @@ from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettin
 from verity_stream.source import source_of
 from verity_stream.stack import KafkaServer
 from verity_stream.status import State, Status, utc_now
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 from verity_stream.topics import Topics
 
 LOOKBACK = timedelta(days=30)
@@ -158,7 +158,7 @@ class RelayRun:
         self.status = WatchedStatus(self.connector_id, self.platform)
         self.store = WatchedCheckpoints(bench.pool)
         limits = Limits(settings.page_events, settings.page_wait, settings.fetch_timeout)
-        reader = KafkaTopicReader(settings.kafka, settings.checkpoint_partitions)
+        reader = CommittedReader(settings.kafka, settings.checkpoint_partitions)
         self.relay = Relay(
             spec,
             settings,

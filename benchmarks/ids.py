@@ -27,7 +27,7 @@ from verity_stream.records import IDS_TOPIC, Seen, decode_slot
 from verity_stream.seen import SeenWindow
 from verity_stream.settings import StreamSettings
 from verity_stream.stack import Stack
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 from verity_stream.topics import Topics
 
 PARTITIONS = 24
@@ -78,7 +78,7 @@ async def restore(log: KafkaIdLog, connector: str, seen: Seen) -> SeenWindow:
 
 
 def new_log(kafka: KafkaSettings) -> KafkaIdLog:
-    return KafkaIdLog(KafkaTopicReader(kafka, PARTITIONS), PARTITIONS, HASHER)
+    return KafkaIdLog(CommittedReader(kafka, PARTITIONS), PARTITIONS, HASHER)
 
 
 async def one_connector(kafka: KafkaSettings, count: int, page: int) -> None:

@@ -13,7 +13,7 @@ __all__ = ["DatabaseSettings", "KafkaSettings", "VerityConfig"]
 
 
 class DatabaseSettings(BaseModel):
-    """Where Postgres is and how patiently it is used; `VERITY_DATABASE__<NAME>`.
+    """Where Postgres is and how long it is waited for; `VERITY_DATABASE__<NAME>`.
 
     Attributes:
         dsn: Address and credentials, never shown.

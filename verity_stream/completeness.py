@@ -43,7 +43,7 @@ async def is_complete(
     """
     reader = CommittedReader(kafka)
     # In this order: a page's gaps are visible no later than its checkpoint.
-    newest = await reader.last(CHECKPOINTS_TOPIC, decode_checkpoint_body, _newer)
+    newest = await reader.last_by_key(CHECKPOINTS_TOPIC, decode_checkpoint_body, newer=_newer)
     strange = [one for last in newest.values() for one in last.strange]
     # Such a record speaks for its connector only, until the next one that is understood: what
     # somebody else wrote into the topic takes no answer away.

@@ -15,7 +15,7 @@ import structlog
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_stream.settings import StreamSettings
-from verity_stream.waiting import patiently
+from verity_stream.waiting import retry_until_available
 
 logger = structlog.get_logger(__name__)
 
@@ -169,7 +169,7 @@ async def create_pool(database: DatabaseSettings, *, wait_seconds: float = 0) ->
     Raises:
         Unavailable, Denied, Misconfigured: As `database_errors`; the message names the setting.
     """
-    return await patiently(lambda: _open_pool(database), wait_seconds)
+    return await retry_until_available(lambda: _open_pool(database), wait_seconds)
 
 
 async def create_connector_pool(database: DatabaseSettings) -> ConnectorPool:

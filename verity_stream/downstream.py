@@ -59,7 +59,7 @@ from verity_stream.records import decode_dead_letter as decode_dead_letter
 from verity_stream.records import decode_event as decode_event
 from verity_stream.records import decode_permission as decode_permission
 from verity_stream.settings import StreamSettings, load_settings
-from verity_stream.topics import made_whole
+from verity_stream.topics import ensure_topics
 
 logger = logging.getLogger(__name__)
 
@@ -506,7 +506,7 @@ class DownstreamApp(VerityApp):
             )
             for topic in topics
         }
-        counts = await made_whole(self.verity.kafka, wanted)
+        counts = await ensure_topics(self.verity.kafka, wanted)
         self._known_topics.update(wanted)
         return counts
 

@@ -19,10 +19,6 @@ from typing import Any
 import faust
 import faust.assignor
 import orjson
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import (
-    KafkaError,
-)
 from faust.types import TP
 from faust.web import Request, Response, View
 
@@ -39,6 +35,7 @@ from verity_stream.faust_fixes import (
     coordinator_of,
     partitions_of,
 )
+from verity_stream.kafka.clients import kafka_admin
 from verity_stream.placement import evened, kept, partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, NotUnderstood, decode_checkpoint_body
 from verity_stream.settings import StreamSettings
@@ -48,14 +45,13 @@ from verity_stream.topics import (
     Topics,
     changelog_topic,
 )
-from verity_stream.waiting import patiently
+from verity_stream.waiting import retry_until_available
 from verity_stream.watchdog import Limits, Watchdog
 
 logger = logging.getLogger(__name__)
 
 RECONCILE_SECONDS = 1.0
 REBALANCE_TIMEOUT_SECONDS = 30.0
-BROKER_RETRY_SECONDS = 1.0
 BROKER_REQUEST_SECONDS = 5.0
 BROKER_REACH_SECONDS = 2.0
 # A broker ends a transaction up to this long after its time-out; some more, to consume it.
@@ -311,9 +307,11 @@ class WorkerApp(VerityApp):
         """The broker answers, the topics stand, the runner has started."""
         await super().prepare()
         # A broker that has just come back may answer one request and not the next.
-        await patiently(
-            lambda: ensure_topics(self.verity, [CHECKPOINTS_TOPIC, changelog_topic(self.verity)]),
-            self.verity.broker_wait_seconds,
+        # Faust joins its group before the metadata has what it creates: the leader then "ignores a
+        # missing topic", and nobody owns its partitions.
+        names = [CHECKPOINTS_TOPIC, changelog_topic(self.verity)]
+        await retry_until_available(
+            lambda: Topics(self.verity).ensure(names), self.verity.broker_wait_seconds
         )
         await self.driver.start()
         self.watchdog.start()
@@ -520,63 +518,21 @@ async def wait_for_broker(settings: StreamSettings) -> None:
 
     Raises:
         Unavailable: None did within `settings.broker_wait_seconds`.
+        Denied, Misconfigured: At once, as `kafka_admin`.
     """
-    servers = ", ".join(_servers(settings))
-    deadline = time.monotonic() + settings.broker_wait_seconds
-    is_first = True
-    while True:
-        try:
-            admin = await _connect(settings)
-        except (KafkaError, OSError, TimeoutError) as error:
-            left_seconds = deadline - time.monotonic()
-            if left_seconds <= 0:
-                raise Unavailable(
-                    f"No Kafka broker answered at {servers} within "
-                    f"{settings.broker_wait_seconds:g} s ({error}). Is it running, and is "
-                    "VERITY_KAFKA__BOOTSTRAP_SERVERS right?"
-                ) from error
-            if is_first:
-                logger.warning(
-                    "No Kafka broker answers at %s (%s); waiting up to %.0f s",
-                    servers,
-                    error,
-                    left_seconds,
-                )
-            is_first = False
-            await asyncio.sleep(min(BROKER_RETRY_SECONDS, left_seconds))
-        else:
-            await admin.close()
-            return
 
+    async def ask() -> None:
+        async with kafka_admin(settings.kafka, BROKER_REQUEST_SECONDS):
+            pass
 
-async def ensure_topics(settings: StreamSettings, names: Iterable[str]) -> None:
-    """Return when each of these topics of the checkpoints' kind exists, whole.
-
-    Faust would create them, but joins its group before the metadata has them: the leader then
-    "ignores a missing topic" and nobody owns its partitions. And with another count it raises at
-    the table's first write, in the agent, and the record is lost to the mirror.
-
-    Raises:
-        Misconfigured: A topic has another number of partitions, or can't have our replication.
-        Denied: We may not create it.
-        Unavailable: The broker did not manage in time.
-    """
-    await Topics(settings).ensure(names)
-
-
-async def _connect(settings: StreamSettings) -> AIOKafkaAdminClient:
-    options = {
-        "bootstrap_servers": _servers(settings),
-        **settings.kafka.client_options(),
-        "request_timeout_ms": int(BROKER_REQUEST_SECONDS * 1000),
-    }
-    admin = AIOKafkaAdminClient(**options)
     try:
-        await asyncio.wait_for(admin.start(), BROKER_REQUEST_SECONDS)
-    except BaseException:
-        await admin.close()
-        raise
-    return admin
+        await retry_until_available(ask, settings.broker_wait_seconds)
+    except Unavailable as error:
+        raise Unavailable(
+            f"No Kafka broker answered at {', '.join(_servers(settings))} within "
+            f"{settings.broker_wait_seconds:g} s ({error}). Is it running, and is "
+            "VERITY_KAFKA__BOOTSTRAP_SERVERS right?"
+        ) from error
 
 
 def _servers(settings: StreamSettings) -> list[str]:

@@ -31,7 +31,7 @@ from verity_stream.records import (
     slot_key,
 )
 from verity_stream.seen import Changes
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 
 logger = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class KafkaIdLog:
         hasher: Of the installation's key.
     """
 
-    def __init__(self, reader: KafkaTopicReader, partitions: int, hasher: IdHasher) -> None:
+    def __init__(self, reader: CommittedReader, partitions: int, hasher: IdHasher) -> None:
         self.hasher = hasher
         self._reader = reader
         self._partitions = partitions
@@ -98,7 +98,7 @@ _Found = Mapping[str, Slots]
 class _Partition:
     """One partition of the log, read in rounds for whoever waits."""
 
-    def __init__(self, reader: KafkaTopicReader, number: int) -> None:
+    def __init__(self, reader: CommittedReader, number: int) -> None:
         self._reader = reader
         self._place = TopicPartition(IDS_TOPIC, number)
         self._slots: dict[str, dict[int, bytes]] = {}
@@ -200,7 +200,7 @@ def new_id_key() -> bytes:
 
 async def agree_on_key(
     pool: Any,
-    reader: KafkaTopicReader,
+    reader: CommittedReader,
     publisher: KafkaPublisher,
     new_key: Callable[[], bytes] = new_id_key,
 ) -> bytes:
@@ -245,7 +245,7 @@ async def agree_on_key(
     return logged
 
 
-async def _logged_key(reader: KafkaTopicReader, expected: bytes | None) -> bytes | None:
+async def _logged_key(reader: CommittedReader, expected: bytes | None) -> bytes | None:
     """The key in the log; read no further than to the one that is expected, if that is there.
 
     Uncommitted, because it is no part of a transaction: the page that a worker left open when it

@@ -23,10 +23,10 @@ from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.clients import AIOKAFKA, Clients
 from verity_stream.database import Pools, close_pool, open_pools
 from verity_stream.id_log import KafkaIdLog, agree_on_key, new_id_key
 from verity_stream.ids import IdHasher
+from verity_stream.kafka.clients import AIOKAFKA, Clients
 from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.publisher import KafkaPublisher
@@ -37,9 +37,9 @@ from verity_stream.snapshots import new_snapshot_id, publish_snapshot
 from verity_stream.source import Clock, source_of
 from verity_stream.status import State, Status, utc_now
 from verity_stream.supervise import Life, Step, Wanted, ended, next_step
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 from verity_stream.topics import Misshapen, Topics, placed_partitions, worker_topics
-from verity_stream.waiting import patiently
+from verity_stream.waiting import retry_until_available
 
 logger = structlog.get_logger(__name__)
 
@@ -133,7 +133,7 @@ class ConnectorRunner:
         self._pool: Any = None
         self._connector_pool: Any = None
         self._topics = Topics(settings, clients)
-        self._reader = KafkaTopicReader(
+        self._reader = CommittedReader(
             settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout, clients
         )
         self._ids: KafkaIdLog | None = None
@@ -158,13 +158,15 @@ class ConnectorRunner:
         self._difference = ClockDifference(asyncio.get_running_loop().time)
         self._summarised_at = self._reported_at = _loop_seconds()
         self._pool, self._connector_pool = await self._open_pools(settings)
-        cluster = await patiently(self._topics.cluster_id, settings.broker_wait_seconds)
+        cluster = await retry_until_available(self._topics.cluster_id, settings.broker_wait_seconds)
         self._store = PostgresCheckpoints(self._pool, cluster)
         self._operation = OperationStore(self._pool, settings.worker_name)
         names = worker_topics(settings, {one.spec.platform for one in self._connectors})
-        await patiently(lambda: self._topics.ensure(names), settings.broker_wait_seconds)
+        await retry_until_available(
+            lambda: self._topics.ensure(names), settings.broker_wait_seconds
+        )
         await self._topics.warn_of_differences(names)
-        key = await patiently(self._agree_on_key, settings.broker_wait_seconds)
+        key = await retry_until_available(self._agree_on_key, settings.broker_wait_seconds)
         self._ids = KafkaIdLog(self._reader, settings.checkpoint_partitions, IdHasher(key))
 
     async def _agree_on_key(self) -> bytes:

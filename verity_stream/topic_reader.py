@@ -17,20 +17,25 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.admin import AIOKafkaAdminClient
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.errors import Malformed, Misconfigured, Unavailable
-from verity_stream.clients import AIOKAFKA, Clients
+from verity_sdk.errors import Malformed, Unavailable
+from verity_stream.kafka.clients import (
+    AIOKAFKA,
+    Clients,
+    consumer_of,
+    partition_counts,
+    partitions_of,
+)
+from verity_stream.kafka.errors import as_verity_error
 from verity_stream.placement import partition_for
-from verity_stream.publisher import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
@@ -49,9 +54,6 @@ TRANSACTION_TIMEOUT = timedelta(seconds=60)
 """Where nobody says what the workers' setting is: its default."""
 STALL_MARGIN = timedelta(seconds=30)
 """The broker ends a transaction up to 10 s after its time-out; and it may be slow."""
-
-ADMIN_SECONDS = 10.0
-"""Asking how many partitions topics have."""
 
 READ_RECORDS = 250
 """So many records are asked of the client at a time: young enough for the garbage collector to
@@ -124,8 +126,8 @@ class TopicReader(Protocol):
         """
 
 
-class KafkaTopicReader:
-    """Reads committed records up to the high watermark as it stood after the fencing.
+class CommittedReader:
+    """Reads committed records up to the high watermark as it stood at the beginning.
 
     The high watermark, not the last stable offset: an open transaction of another connector
     lower in the partition would hide this connector's own committed records behind it.
@@ -134,22 +136,26 @@ class KafkaTopicReader:
 
     Args:
         kafka: How to reach the brokers.
-        checkpoint_partitions: Of the checkpoints topic.
+        checkpoint_partitions: Of the checkpoints topic, for whoever asks for one connector's.
         transaction_timeout: How long a transaction of any worker may stay open; without progress
             for longer, reading ends in Unavailable.
+        waits_for_open: Whether to wait for transactions that are open; else reading ends at the
+            last stable offset, which is there at once.
     """
 
     def __init__(
         self,
         kafka: KafkaSettings,
-        checkpoint_partitions: int,
+        checkpoint_partitions: int = 0,
         transaction_timeout: timedelta = TRANSACTION_TIMEOUT,
         clients: Clients = AIOKAFKA,
+        *,
+        waits_for_open: bool = True,
     ) -> None:
         self._kafka = kafka
         self._clients = clients
         self._stall_seconds = (transaction_timeout + STALL_MARGIN).total_seconds()
-        self._ends_seen_by = "read_uncommitted"
+        self._ends_seen_by = "read_uncommitted" if waits_for_open else "read_committed"
         self._checkpoint_partitions = checkpoint_partitions
 
     async def last_checkpoint(self, connector_id: str) -> Checkpoint | None:
@@ -189,9 +195,7 @@ class KafkaTopicReader:
 
         A topic that was made anew has other partitions: what stood in those that are gone is gone.
         """
-        counts: Mapping[str, int] = {}
-        if start:
-            counts = await partition_counts(self._kafka, start, ADMIN_SECONDS, self._clients)
+        counts = await self.partition_counts(start) if start else {}
         places: dict[TopicPartition, int | None] = {
             TopicPartition(topic, partition): offset
             for topic, offsets in start.items()
@@ -211,20 +215,14 @@ class KafkaTopicReader:
         self, topics: Collection[str], since: datetime
     ) -> dict[str, dict[int, int]]:
         """Offsets by the time of publishing; see the protocol."""
-        async with kafka_admin(self._kafka, ADMIN_SECONDS, self._clients) as admin:
-            prefixes = (raw_topic(""), dead_topic(""))
-            names = [
-                name
-                for name in await admin.list_topics()
-                if (name in topics if topics else name.startswith(prefixes))
-            ]
-            described = await admin.describe_topics(names) if names else []
+        prefixes = (raw_topic(""), dead_topic(""))
+        counts = await partition_counts(
+            self._kafka,
+            lambda name: name in topics if topics else name.startswith(prefixes),
+            clients=self._clients,
+        )
         at_ms = max(0, int(since.timestamp() * 1000))
-        times = {
-            TopicPartition(topic["topic"], partition["partition"]): at_ms
-            for topic in described
-            for partition in topic["partitions"]
-        }
+        times = dict.fromkeys(partitions_of(counts), at_ms)
         start: dict[str, dict[int, int]] = {}
         if not times:
             return start
@@ -250,20 +248,22 @@ class KafkaTopicReader:
         decode: Callable[[bytes, bytes], T],
         *,
         newer: Callable[[T, T], T] = later,
-        partitions: Iterable[int],
+        partitions: Iterable[int] | None = None,
         only: bytes | None = None,
     ) -> dict[bytes, Last[T]]:
-        """What a compacted topic holds under each key.
+        """What a compacted topic holds under each key; nothing if it does not exist.
 
         Args:
             decode: Makes of a value and its key what is held; raises Malformed.
             newer: Which counts of what is held and what comes later in the topic.
-            partitions: Those to read.
+            partitions: Those to read; None: all.
             only: The one key that is asked for; None: all.
 
         Raises:
             Unavailable, Denied: As `read`.
         """
+        if partitions is None:
+            partitions = range((await self.partition_counts([topic])).get(topic, 0))
         found: dict[bytes, Last[T]] = {}
         async for records in self.read({TopicPartition(topic, one): None for one in partitions}):
             for record in records:
@@ -271,6 +271,22 @@ class KafkaTopicReader:
                 if only is None or key == only:
                     found.setdefault(key, Last()).take(record, decode, newer)
         return found
+
+    async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
+        """The newest committed checkpoint record of every connector; the topic is read once."""
+        found = await self.last_by_key(CHECKPOINTS_TOPIC, decode_checkpoint, newer=newer_checkpoint)
+        return by_name(found)
+
+    async def stream(self, *topics: str) -> AsyncGenerator[Any]:
+        """Every committed record of topics, in order within each partition; none without them."""
+        places = partitions_of(await self.partition_counts(topics))
+        async for records in self.read(dict.fromkeys(places)):
+            for record in records:
+                yield record
+
+    async def partition_counts(self, topics: Collection[str]) -> dict[str, int]:
+        """How many partitions each of these topics has that exist; raises as `kafka_admin`."""
+        return await partition_counts(self._kafka, topics.__contains__, clients=self._clients)
 
     async def read(
         self,
@@ -396,82 +412,6 @@ class KafkaTopicReader:
             raise as_verity_error(error) from error
 
 
-@asynccontextmanager
-async def consumer_of(
-    kafka: KafkaSettings, isolation_level: str, clients: Clients = AIOKAFKA
-) -> AsyncIterator[Any]:
-    """A consumer without a group, started and stopped; assign it what it is to read."""
-    consumer = clients.consumer(
-        **kafka.client_options(),
-        group_id=None,
-        enable_auto_commit=False,
-        isolation_level=isolation_level,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=50,
-    )
-    try:
-        await consumer.start()
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
-class CommittedReader(KafkaTopicReader):
-    """Reads whole topics, committed records only.
-
-    Args:
-        kafka: How to reach the brokers.
-        seconds: How long asking for the partitions may take.
-        waits_for_open: Read up to the high watermark, waiting for transactions that are open;
-            else up to the last stable offset, which is there at once.
-        transaction_timeout: As for `KafkaTopicReader`.
-    """
-
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        *,
-        seconds: float = 10,
-        waits_for_open: bool = True,
-        transaction_timeout: timedelta = TRANSACTION_TIMEOUT,
-    ) -> None:
-        super().__init__(kafka, 1, transaction_timeout)
-        self._seconds = seconds
-        if not waits_for_open:
-            self._ends_seen_by = "read_committed"
-
-    async def stream(self, *topics: str) -> AsyncGenerator[Any]:
-        """Every committed record of topics, in order within each partition; none without them."""
-        counts = await partition_counts(self._kafka, topics, self._seconds)
-        places: dict[TopicPartition, int | None] = {
-            TopicPartition(topic, number): None
-            for topic, count in counts.items()
-            for number in range(count)
-        }
-        async for records in self.read(places):
-            for record in records:
-                yield record
-
-    async def records(self, topic: str) -> list[Any]:
-        """All of them at once."""
-        return [record async for record in self.stream(topic)]
-
-    async def last(
-        self,
-        topic: str,
-        decode: Callable[[bytes, bytes], T],
-        newer: Callable[[T, T], T] = later,
-    ) -> dict[bytes, Last[T]]:
-        """As `last_by_key`, of the whole topic; nothing without it."""
-        counts = await partition_counts(self._kafka, [topic], self._seconds)
-        partitions = range(counts.get(topic, 0))
-        return await self.last_by_key(topic, decode, newer=newer, partitions=partitions)
-
-    async def last_checkpoints(self) -> Mapping[str, Checkpoint | Malformed]:
-        """The newest committed checkpoint record of every connector; the topic is read once."""
-        return by_name(await self.last(CHECKPOINTS_TOPIC, decode_checkpoint, newer_checkpoint))
-
-
 def by_name(found: Mapping[bytes, Last[T]]) -> dict[str, T | Malformed]:
     """What counts under each key that holds anything; a key that is no text stands escaped."""
     return {
@@ -479,44 +419,3 @@ def by_name(found: Mapping[bytes, Last[T]]) -> dict[str, T | Malformed]:
         for key, last in found.items()
         if (counts := last.counts) is not None
     }
-
-
-@asynccontextmanager
-async def kafka_admin(
-    kafka: KafkaSettings, seconds: float, clients: Clients = AIOKAFKA
-) -> AsyncIterator[AIOKafkaAdminClient]:
-    """An admin client, started and closed; everything within takes at most `seconds`.
-
-    Raises:
-        Unavailable, Denied, Misconfigured: What Kafka's client raised, by who must act.
-    """
-    try:
-        admin = clients.admin(**kafka.client_options())
-    except ValueError as error:
-        raise Misconfigured(str(error)) from error
-    try:
-        async with asyncio.timeout(seconds):
-            try:
-                await admin.start()
-                yield admin
-            finally:
-                await admin.close()
-    except TimeoutError:
-        raise Unavailable(f"Kafka did not answer within {seconds:g} s") from None
-    except kafka_errors.KafkaError as error:
-        raise as_verity_error(error) from error
-
-
-async def partition_counts(
-    kafka: KafkaSettings, topics: Iterable[str], seconds: float, clients: Clients = AIOKAFKA
-) -> Mapping[str, int]:
-    """How many partitions each of these topics has; those that do not exist are left out.
-
-    Raises:
-        Unavailable, Denied: As `kafka_admin`.
-    """
-    async with kafka_admin(kafka, seconds, clients) as admin:
-        # Asked for by name, a missing topic might be created by the broker, with its own settings.
-        present = [name for name in await admin.list_topics() if name in set(topics)]
-        described = await admin.describe_topics(present) if present else []
-    return {topic["topic"]: len(topic["partitions"]) for topic in described}

@@ -13,15 +13,14 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from verity_common.kafka import KafkaSettings, insync_replicas
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_stream.clients import AIOKAFKA, Clients
-from verity_stream.publisher import as_verity_error
+from verity_stream.kafka.clients import AIOKAFKA, Clients, consumer_of, kafka_admin, partitions_of
+from verity_stream.kafka.errors import as_verity_error
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -31,7 +30,6 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import consumer_of, kafka_admin
 
 logger = structlog.get_logger(__name__)
 
@@ -110,7 +108,7 @@ async def check_creatable(
     """Whether those of these topics that are missing could be created; creates none.
 
     Raises:
-        Denied, Misconfigured, Unavailable: As `made_whole`.
+        Denied, Misconfigured, Unavailable: As `ensure_topics`.
     """
     missing = sorted(set(names) - set(await admin.list_topics()))
     if missing:
@@ -123,7 +121,7 @@ def placed_partitions(settings: StreamSettings) -> dict[str, int]:
     return dict.fromkeys(placed_topics(settings), settings.checkpoint_partitions)
 
 
-async def made_whole(
+async def ensure_topics(
     kafka: KafkaSettings, wanted: Mapping[str, NewTopic], clients: Clients = AIOKAFKA
 ) -> dict[str, int]:
     """Create what is missing; return when all are whole: how many partitions each has.
@@ -326,9 +324,7 @@ async def _delete(admin: AIOKafkaAdminClient, wrong: Mapping[str, int], fault: M
 
 
 async def _holds_records(kafka: KafkaSettings, counts: Mapping[str, int], clients: Clients) -> bool:
-    places = [
-        TopicPartition(name, number) for name, count in counts.items() for number in range(count)
-    ]
+    places = partitions_of(counts)
     async with consumer_of(kafka, "read_uncommitted", clients) as consumer:
         consumer.assign(places)
         begins = await consumer.beginning_offsets(places)
@@ -416,7 +412,7 @@ class Topics:
         """Create the topics that are missing, and wait until all are whole.
 
         Raises:
-            Denied, Unavailable, Misconfigured: As `made_whole`.
+            Denied, Unavailable, Misconfigured: As `ensure_topics`.
             Misshapen: As `require_shape`, where a placed topic is among them.
         """
         names = set(names)
@@ -426,7 +422,7 @@ class Topics:
             wanted = {name: new_topic(self._settings, name) for name in names - self._known}
             if self._placed & wanted.keys():
                 await require_shape(self._settings, self._clients)
-            counts = await made_whole(self._settings.kafka, wanted, self._clients)
+            counts = await ensure_topics(self._settings.kafka, wanted, self._clients)
             for name, count in counts.items():
                 self._say_count(name, count, wanted[name].num_partitions)
             self._known.update(wanted)

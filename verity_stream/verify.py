@@ -23,12 +23,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from aiokafka import TopicPartition
-
-from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import database_errors
+from verity_stream.kafka.clients import partition_counts, partitions_of
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -44,13 +42,9 @@ from verity_stream.records import (
 from verity_stream.records import Sealed as Sealed
 from verity_stream.records import decode_sealed as decode_sealed
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import (
-    CommittedReader,
-    by_name,
-    kafka_admin,
-)
+from verity_stream.topic_reader import CommittedReader, by_name
+from verity_stream.topics import changelog_topic
 
-ADMIN_SECONDS = 15.0
 SAMPLES_MAX = 10
 """How many repeats, orphans or wrong pages are named; all are counted."""
 
@@ -518,7 +512,8 @@ async def verify(
 async def _look(settings: StreamSettings, pool: Any, only: Collection[str]) -> dict[str, Views]:
     store = PostgresCheckpoints(pool)
     reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
-    table = await _table(reader, f"{settings.app_id}-checkpoints-changelog")
+    # The table as a worker would recover it: the last value of every key.
+    table = by_name(await reader.last_by_key(changelog_topic(settings), decode_checkpoint))
     before = {row.connector_id: row for row in await store.load_all()}
     topic = await reader.last_checkpoints()
     after = {row.connector_id: row for row in await store.load_all()}
@@ -535,11 +530,6 @@ async def _look(settings: StreamSettings, pool: Any, only: Collection[str]) -> d
         )
         for name in names
     }
-
-
-async def _table(reader: CommittedReader, changelog: str) -> dict[str, Checkpoint | Malformed]:
-    """The table as a worker would recover it: the last value of every key."""
-    return by_name(await reader.last(changelog, decode_checkpoint))
 
 
 async def _edits(pool: Any) -> dict[str, frozenset[int]]:
@@ -563,7 +553,11 @@ async def prove(
     Raises:
         Unavailable, Denied: The topics can't be read.
     """
-    places = await _event_places(settings.kafka)
+    prefixes = (raw_topic(""), dead_topic(""))
+    counts = await partition_counts(
+        settings.kafka, lambda name: name.startswith(prefixes) or name == GAPS_TOPIC
+    )
+    places = partitions_of(counts)
     decided = CommittedReader(settings.kafka, waits_for_open=False)
     # The order matters: whatever is decided now has its checkpoint in the topic by the time that
     # is read. What follows is newer than this look, and left out.
@@ -598,30 +592,13 @@ async def prove(
     return finished
 
 
-async def _event_places(kafka: KafkaSettings) -> list[TopicPartition]:
-    """Every partition that pages are published to."""
-    async with kafka_admin(kafka, ADMIN_SECONDS) as admin:
-        prefixes = (raw_topic(""), dead_topic(""))
-        names = [
-            name
-            for name in await admin.list_topics()
-            if name.startswith(prefixes) or name == GAPS_TOPIC
-        ]
-        described = await admin.describe_topics(names) if names else []
-    return [
-        TopicPartition(topic["topic"], partition["partition"])
-        for topic in described
-        for partition in topic["partitions"]
-    ]
-
-
 async def _sealed(
     settings: StreamSettings, only: Collection[str]
 ) -> tuple[dict[str, list[Sealed]], dict[str, str]]:
     found: dict[str, list[Sealed]] = defaultdict(list)
     malformed: dict[str, str] = {}
     reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
-    for record in await reader.records(CHECKPOINTS_TOPIC):
+    async for record in reader.stream(CHECKPOINTS_TOPIC):
         if record.key is None or record.value is None:
             continue
         name = record.key.decode("utf-8", "backslashreplace")

@@ -7,20 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import structlog
-
 from verity_sdk.errors import Unavailable
 
-logger = structlog.get_logger(__name__)
-# What other teams' apps use as well, who may not have configured structlog.
-stdlib_logger = logging.getLogger(__name__)
+# The standard library's: other teams' apps wait here too, who may not have configured structlog.
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 
 
-async def patiently(step: Callable[[], Awaitable[T]], seconds: float) -> T:
+async def retry_until_available(step: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Repeat a step for as long as it is Unavailable, for at most `seconds`.
 
     Raises:
@@ -28,14 +25,18 @@ async def patiently(step: Callable[[], Awaitable[T]], seconds: float) -> T:
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
+    is_first = True
     while True:
         try:
             return await step()
         except Unavailable as error:
-            if loop.time() >= deadline:
+            left_seconds = deadline - loop.time()
+            if left_seconds <= 0:
                 raise
-            logger.warning("worker.waiting", error=str(error))
-        await asyncio.sleep(RETRY_SECONDS)
+            if is_first:
+                logger.warning("Waiting for up to %.0f s: %s", left_seconds, error)
+            is_first = False
+        await asyncio.sleep(min(RETRY_SECONDS, left_seconds))
 
 
 async def contained(coroutine: Coroutine[Any, Any, Any], name: str, seconds_max: float) -> bool:
@@ -49,7 +50,7 @@ async def contained(coroutine: Coroutine[Any, Any, Any], name: str, seconds_max:
         # `asyncio.wait` and not the task itself: its cancellation is not ours.
         await asyncio.wait({task}, timeout=seconds_max)
         if not task.done():
-            stdlib_logger.error("%s took over %g s and was cancelled", name, seconds_max)
+            logger.error("%s took over %g s and was cancelled", name, seconds_max)
             task.cancel()
             await asyncio.wait({task}, timeout=1.0)
             return False
@@ -58,9 +59,9 @@ async def contained(coroutine: Coroutine[Any, Any, Any], name: str, seconds_max:
         await asyncio.wait({task}, timeout=1.0)
         raise
     if task.cancelled():
-        stdlib_logger.error("%s was cancelled from within", name)
+        logger.error("%s was cancelled from within", name)
         return False
     error = task.exception()
     if error is not None:
-        stdlib_logger.error("%s failed", name, exc_info=error)
+        logger.error("%s failed", name, exc_info=error)
     return error is None

@@ -22,7 +22,7 @@ from verity_stream.id_log import KafkaIdLog, agree_on_key
 from verity_stream.ids import hashes_of
 from verity_stream.placement import partition_for
 from verity_stream.records import ID_KEY_KEY, Record, encode_slot, slot_key
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 
 pytestmark = pytest.mark.stack
 
@@ -39,7 +39,7 @@ async def log(bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-class CountingReader(KafkaTopicReader):
+class CountingReader(CommittedReader):
     """Writes down where each reading began."""
 
     def __init__(self, kafka: KafkaSettings) -> None:

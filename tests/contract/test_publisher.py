@@ -31,7 +31,7 @@ from workers import committed, eventually
 
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
 from verity_stream import publisher as publisher_module
-from verity_stream.clients import Clients
+from verity_stream.kafka.clients import Clients
 from verity_stream.placement import partition_for
 from verity_stream.publisher import BATCH_BYTES, Batches, KafkaPublisher, as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record

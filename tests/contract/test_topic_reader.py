@@ -1,4 +1,4 @@
-"""`KafkaTopicReader` on the real broker: what it reads back is what was committed, all of it."""
+"""`CommittedReader` on the real broker: what it reads back is what was committed, all of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from verity_stream.placement import partition_for, partition_of_key
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record, raw_topic
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import CommittedReader, KafkaTopicReader, PublishedId
+from verity_stream.topic_reader import CommittedReader, PublishedId
 
 pytestmark = pytest.mark.stack
 
@@ -47,8 +47,8 @@ async def kafka(bootstrap_servers: str) -> KafkaSettings:
 
 
 @pytest.fixture
-def reader(kafka: KafkaSettings) -> KafkaTopicReader:
-    return KafkaTopicReader(kafka, PARTITIONS)
+def reader(kafka: KafkaSettings) -> CommittedReader:
+    return CommittedReader(kafka, PARTITIONS)
 
 
 async def publish(kafka: KafkaSettings, connector: str, *pages: list[Record]) -> list[Offsets]:
@@ -73,12 +73,12 @@ async def abort(kafka: KafkaSettings, connector: str, page: list[Record]) -> Non
     await one.close()
 
 
-async def test_a_connector_without_a_record_has_none(reader: KafkaTopicReader) -> None:
+async def test_a_connector_without_a_record_has_none(reader: CommittedReader) -> None:
     assert await reader.last_checkpoint(new_name()) is None
 
 
 async def test_the_last_committed_checkpoint_wins_over_older_and_aborted_ones(
-    kafka: KafkaSettings, reader: KafkaTopicReader
+    kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
     connector = new_name()
     await publish(kafka, connector, *([checkpoint_of(connector, n)] for n in range(1, 8)))
@@ -91,7 +91,7 @@ async def test_the_last_committed_checkpoint_wins_over_older_and_aborted_ones(
 
 
 async def test_the_history_of_a_connector_is_its_own_committed_records_in_order(
-    kafka: KafkaSettings, reader: KafkaTopicReader
+    kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
     connector = new_name()
     await publish(kafka, connector, *([checkpoint_of(connector, n)] for n in range(1, 4)))
@@ -104,7 +104,7 @@ async def test_the_history_of_a_connector_is_its_own_committed_records_in_order(
 
 
 async def test_it_is_found_above_an_open_transaction_of_another_connector(
-    kafka: KafkaSettings, reader: KafkaTopicReader
+    kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
     """Up to the last stable offset, as a reader of committed records sees the end, it is not."""
     connector = new_name()
@@ -134,7 +134,7 @@ async def test_it_is_found_above_an_open_transaction_of_another_connector(
 
 
 async def test_reading_back_does_not_wait_for_ever_and_says_for_what(
-    kafka: KafkaSettings, reader: KafkaTopicReader
+    kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
     reader._stall_seconds = 0.5
     connector = new_name()
@@ -157,7 +157,7 @@ async def test_reading_back_does_not_wait_for_ever_and_says_for_what(
 
 async def test_reading_that_goes_on_may_take_as_long_as_it_takes(
     kafka: KafkaSettings,
-    reader: KafkaTopicReader,
+    reader: CommittedReader,
     bootstrap_servers: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -183,7 +183,7 @@ def test_no_transaction_that_a_worker_may_leave_open_fails_a_start() -> None:
 
 @pytest.mark.parametrize("late", [(2, 1), (3, 1)])
 async def test_the_late_record_of_a_relay_that_was_replaced_does_not_count(
-    kafka: KafkaSettings, reader: KafkaTopicReader, late: tuple[int, int]
+    kafka: KafkaSettings, reader: CommittedReader, late: tuple[int, int]
 ) -> None:
     """Without transactions nobody refuses it; taken for the last, it moved the position back."""
     connector = new_name()
@@ -211,7 +211,7 @@ async def test_the_late_record_of_a_relay_that_was_replaced_does_not_count(
 
 
 async def test_a_deleted_record_is_none_and_a_broken_one_malformed(
-    kafka: KafkaSettings, reader: KafkaTopicReader
+    kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
     connector = new_name()
     await publish(kafka, connector, [checkpoint_of(connector, 1)])
@@ -224,7 +224,7 @@ async def test_a_deleted_record_is_none_and_a_broken_one_malformed(
 
 
 async def test_ids_are_read_from_headers_mine_only_committed_only_from_these_offsets(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     topic, mine, other = await new_topic(bootstrap_servers), new_name(), new_name()
 
@@ -252,7 +252,7 @@ async def test_ids_are_read_from_headers_mine_only_committed_only_from_these_off
 
 
 async def test_an_id_comes_with_its_topic_and_its_time(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     topic, mine = await new_topic(bootstrap_servers), new_name()
     value = b'{"raw_payload":{"occurred_at":"x"},"occurred_at":"2026-01-01T00:00:01.000000Z"}'
@@ -268,7 +268,7 @@ async def test_an_id_comes_with_its_topic_and_its_time(
 
 
 async def test_the_offsets_of_a_time_are_those_of_what_was_published_since(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     topic, other, mine = await new_topic(bootstrap_servers), await new_topic(bootstrap_servers), "c"
     await publish(kafka, mine, [record(topic, 1, key=b"k"), record(other, 1, key=b"k")])
@@ -287,7 +287,7 @@ async def test_the_offsets_of_a_time_are_those_of_what_was_published_since(
 
 @pytest.mark.parametrize("offset", [0, 5, 1_000_000])
 async def test_a_topic_that_was_recreated_empty_holds_no_ids(
-    reader: KafkaTopicReader, bootstrap_servers: str, offset: int
+    reader: CommittedReader, bootstrap_servers: str, offset: int
 ) -> None:
     """aiokafka's stop() raises CancelledError if nothing was awaited since assign()."""
     topic = await new_topic(bootstrap_servers)
@@ -295,7 +295,7 @@ async def test_a_topic_that_was_recreated_empty_holds_no_ids(
 
 
 async def test_a_topic_that_was_made_anew_with_fewer_partitions_gives_what_it_has(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     """Asked for a partition that is gone the client would retry until its time is up."""
     topic, mine = await new_topic(bootstrap_servers), new_name()
@@ -307,7 +307,7 @@ async def test_a_topic_that_was_made_anew_with_fewer_partitions_gives_what_it_ha
 
 
 async def test_an_offset_that_was_never_known_reads_from_the_beginning(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     """-1: the broker acknowledged a batch as a duplicate and no longer knew where it stands."""
     topic, mine = await new_topic(bootstrap_servers), new_name()
@@ -316,7 +316,7 @@ async def test_an_offset_that_was_never_known_reads_from_the_beginning(
 
 
 async def test_offsets_that_retention_removed_read_what_is_left(
-    kafka: KafkaSettings, reader: KafkaTopicReader, bootstrap_servers: str
+    kafka: KafkaSettings, reader: CommittedReader, bootstrap_servers: str
 ) -> None:
     topic, mine = await new_topic(bootstrap_servers), new_name()
     pages = [[record(topic, n, mine, key=b"k")] for n in range(4)]
@@ -336,10 +336,10 @@ async def test_offsets_that_retention_removed_read_what_is_left(
 async def test_a_topic_that_is_gone_is_unavailable(bootstrap_servers: str) -> None:
     kafka = kafka_settings(bootstrap_servers, request_timeout_seconds=0.5)
     with pytest.raises(Unavailable):
-        await listed(KafkaTopicReader(kafka, PARTITIONS).published_ids("c", {new_name(): {0: 0}}))
+        await listed(CommittedReader(kafka, PARTITIONS).published_ids("c", {new_name(): {0: 0}}))
 
 
 async def test_a_broker_that_is_not_there_is_unavailable() -> None:
-    reader = KafkaTopicReader(kafka_settings("localhost:1"), PARTITIONS)
+    reader = CommittedReader(kafka_settings("localhost:1"), PARTITIONS)
     with pytest.raises(Unavailable):
         await reader.last_checkpoint("c")

@@ -252,7 +252,7 @@ class Show:
     # What is waited for.
 
     async def _events(self, platform: str) -> list[dict[str, Any]]:
-        return [orjson.loads(one.value) for one in await self._reader.records(raw_topic(platform))]
+        return [orjson.loads(one.value) async for one in self._reader.stream(raw_topic(platform))]
 
     async def _has_events(self, platform: str, count: int) -> bool:
         return len(await self._events(platform)) >= count
@@ -265,7 +265,7 @@ class Show:
         return {row["connector_id"] for row in rows} >= set(EVERYTHING)
 
     async def _findings(self) -> dict[str, Any]:
-        records = await self._reader.records(f"findings.{APP_ID}")
+        records = [one async for one in self._reader.stream(f"findings.{APP_ID}")]
         return {one.key.decode().strip('"'): orjson.loads(one.value) for one in records}
 
     async def _are_found(self) -> bool:
@@ -299,7 +299,7 @@ class Show:
         topic = [event["event_id"] for event in await self._events(platform)]
         bodies = [
             orjson.loads(one.value)
-            for one in await self._reader.records(permissions_topic(platform))
+            async for one in self._reader.stream(permissions_topic(platform))
         ]
         ends = [body for body in bodies if body["record"] == "end"]
         names = ("principal_ref", "asset_ref", "privilege", "grant_mechanism", "granted_via")

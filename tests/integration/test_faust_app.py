@@ -419,7 +419,7 @@ async def test_a_stop_ends_in_time_while_the_broker_is_away(
         _, seconds = worker.finish(signal.SIGTERM)
         assert seconds < 10
         assert worker.calls("stop")
-        await until(lambda: "waiting up to" in waiting.log, waiting)
+        await until(lambda: "Waiting for up to" in waiting.log, waiting)
         assert not waiting.calls()
     finally:
         os.kill(kafka.pid, signal.SIGCONT)
@@ -440,7 +440,7 @@ async def test_no_broker_is_one_clear_message(start_worker: Callable[..., Worker
     )
     assert "VERITY_KAFKA__BOOTSTRAP_SERVERS" in given_up.log
     assert "Traceback" not in given_up.log
-    await until(lambda: "waiting up to" in waiting.log, waiting)
+    await until(lambda: "Waiting for up to" in waiting.log, waiting)
     code, seconds = waiting.finish(signal.SIGTERM)
     assert (code, seconds < 10) == (0, True), waiting.log[-3000:]
     assert not waiting.calls("start")

@@ -458,5 +458,5 @@ async def everything(bootstrap_servers: str) -> str:
     async with kafka_admin(kafka, 10) as admin:
         topics = [name for name in await admin.list_topics() if not name.startswith("__")]
     reader = CommittedReader(kafka)
-    records = [record for topic in topics for record in await reader.records(topic)]
+    records = [record async for record in reader.stream(*topics)]
     return "\n".join(f"{r.key!r} {r.value!r} {r.headers!r}" for r in records)

@@ -868,7 +868,7 @@ def ends_at_stable(ground: Ground) -> None:
 
         return init
 
-    ground.put(topic_reader.KafkaTopicReader, "__init__", make)
+    ground.put(topic_reader.CommittedReader, "__init__", make)
 
 
 class _Impatient:
@@ -1132,7 +1132,7 @@ def read_within_a_time(ground: Ground) -> None:
 
         return read
 
-    ground.put(topic_reader.KafkaTopicReader, "read", make)
+    ground.put(topic_reader.CommittedReader, "read", make)
 
 
 @plant(71, "repeated (loss 5)")

@@ -34,9 +34,9 @@ from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
 from verity_sdk.times import parse_utc
 from verity_stream import steering
-from verity_stream.clients import Clients
 from verity_stream.database import Pools
 from verity_stream.driver import Driver
+from verity_stream.kafka.clients import Clients
 from verity_stream.operation import OperationStore
 from verity_stream.placement import partition_for
 from verity_stream.records import (
@@ -50,7 +50,7 @@ from verity_stream.records import (
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.steering import SteeringStore
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 
 END_SECONDS = 400.0
 """Once all faults are over, everything is out within this, and the time that sources take."""
@@ -734,7 +734,7 @@ class World:
     ) -> tuple[SteeringStore, Checkpoint, list[Checkpoint], int]:
         """What a rewind is decided by."""
         settings, store = self.settings, SteeringStore(Pool(self.postgres))
-        reader = KafkaTopicReader(
+        reader = CommittedReader(
             settings.kafka,
             settings.checkpoint_partitions,
             settings.transaction_timeout,

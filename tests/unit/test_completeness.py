@@ -16,7 +16,6 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Answer, Completeness, completeness
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
-from verity_stream import topic_reader
 from verity_stream.completeness import is_complete
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
@@ -100,14 +99,14 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
     async def ask(checkpoints: Sequence[Any], gaps: Sequence[Any] = ()) -> Answer:
         topics = {CHECKPOINTS_TOPIC: checkpoints, GAPS_TOPIC: gaps}
 
-        async def counts(_: Any, names: Iterable[str], *__: Any) -> dict[str, int]:
+        async def counts(_: Any, names: Iterable[str]) -> dict[str, int]:
             return dict.fromkeys(names, 1)
 
         async def read(_: Any, places: Iterable[Any], *__: Any) -> AsyncIterator[Sequence[Any]]:
             for place in places:
                 yield topics[place.topic]
 
-        monkeypatch.setattr(topic_reader, "partition_counts", counts)
+        monkeypatch.setattr(CommittedReader, "partition_counts", counts)
         monkeypatch.setattr(CommittedReader, "read", read)
         since, until = START + 10 * HOUR, START + 11 * HOUR
         return await is_complete(KafkaSettings(), "test", since, until)

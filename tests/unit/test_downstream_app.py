@@ -352,7 +352,7 @@ async def prepared(app: DownstreamApp, monkeypatch: pytest.MonkeyPatch, **found:
         return {name: found.get(name, new.num_partitions) for name, new in wanted.items()}
 
     monkeypatch.setattr(VerityApp, "prepare", nothing)
-    monkeypatch.setattr(downstream, "made_whole", ensure)
+    monkeypatch.setattr(downstream, "ensure_topics", ensure)
     await app.prepare()
 
 

@@ -34,6 +34,7 @@ from verity_stream.records import (
     checkpoint_record,
 )
 from verity_stream.settings import StreamSettings
+from verity_stream.topics import Topics
 
 
 def make_settings(**changes: Any) -> StreamSettings:
@@ -367,7 +368,7 @@ async def test_a_stop_while_starting_ends_the_start_and_stops_the_runner(
         pass
 
     monkeypatch.setattr(faust_app, "wait_for_broker", nothing)
-    monkeypatch.setattr(faust_app, "ensure_topics", nothing)
+    monkeypatch.setattr(Topics, "ensure", nothing)
     runner.slow["start"] = 60
     starting = asyncio.ensure_future(app.on_first_start())
     async with asyncio.timeout(10):

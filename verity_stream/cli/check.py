@@ -22,6 +22,7 @@ from verity_stream.database import (
     database_errors,
     missing_migrations,
 )
+from verity_stream.kafka.clients import kafka_admin, partition_counts
 from verity_stream.redaction import SECRETS
 from verity_stream.runner import PublishedByTheRelay
 from verity_stream.settings import (
@@ -30,7 +31,6 @@ from verity_stream.settings import (
     load_connectors,
     load_settings,
 )
-from verity_stream.topic_reader import kafka_admin, partition_counts
 from verity_stream.topics import (
     check_creatable,
     differences,
@@ -176,7 +176,7 @@ async def _check_kafka(
             names = worker_topics(settings, {spec.platform for spec in specs})
             if kafka.replication_factor <= len(cluster["brokers"]):
                 await check_creatable(settings, admin, names)
-        counts = await partition_counts(kafka, placed_topics(settings), seconds)
+        counts = await partition_counts(kafka, placed_topics(settings).__contains__, seconds)
         findings.warnings += await differences(settings, names)
     except VerityError as error:
         findings.add(where, error)

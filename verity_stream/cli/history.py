@@ -35,6 +35,7 @@ from verity_stream.cli.output import new_console, new_table, plain, say_not_unde
 from verity_stream.cli.steer import Time
 from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
+from verity_stream.kafka.clients import partition_counts
 from verity_stream.records import (
     GAPS_TOPIC,
     DeadLetterPart,
@@ -47,9 +48,8 @@ from verity_stream.records import (
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import configured_platforms
 from verity_stream.status import LATENESS_BOUNDS
-from verity_stream.topic_reader import CommittedReader, kafka_admin
+from verity_stream.topic_reader import CommittedReader
 
-ADMIN_SECONDS = 10.0
 RECENT = 10
 EXIT_CODES = {
     Completeness.COMPLETE: 0,
@@ -338,12 +338,10 @@ async def _read_letters(
     connector_id: str | None = None,
 ) -> tuple[list[_Letter], list[NotUnderstood]]:
     """The dead letters whose id begins so, the latest last, and the records that are none."""
+    topics = [dead_topic(platform or "")]
     if platform is None:
-        async with kafka_admin(kafka, ADMIN_SECONDS) as admin:
-            names = await admin.list_topics()
-        topics = [name for name in names if name.startswith(dead_topic(""))]
-    else:
-        topics = [dead_topic(platform)]
+        prefix = dead_topic("")
+        topics = list(await partition_counts(kafka, lambda name: name.startswith(prefix)))
     strange: list[NotUnderstood] = []
     parts: dict[tuple[str, datetime], dict[int, tuple[DeadLetterPart, Any]]] = defaultdict(dict)
     async for record in CommittedReader(kafka, waits_for_open=False).stream(*topics):

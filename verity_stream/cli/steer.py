@@ -21,7 +21,7 @@ from verity_stream.cli.operate import (
 )
 from verity_stream.records import Checkpoint
 from verity_stream.steering import SteeringStore, position_body, rewound
-from verity_stream.topic_reader import KafkaTopicReader
+from verity_stream.topic_reader import CommittedReader
 
 
 class Time(click.ParamType):
@@ -103,7 +103,7 @@ def rewind(
     async def plan(pool: Any) -> tuple[Checkpoint, Checkpoint]:
         store = SteeringStore(pool)
         stored = await store.stored(connector_id)
-        reader = KafkaTopicReader(
+        reader = CommittedReader(
             settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
         )
         history = await reader.history(connector_id)

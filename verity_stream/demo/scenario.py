@@ -266,7 +266,7 @@ class Scenario:
 
     async def _mine(self, reader: CommittedReader, topic: str) -> list[Any]:
         mine = ("connector_id", CONNECTOR_ID.encode())
-        return [record for record in await reader.records(topic) if mine in record.headers]
+        return [record async for record in reader.stream(topic) if mine in record.headers]
 
     async def _grants(self) -> list[Mapping[str, Any]]:
         """The grants of the last complete snapshot in the topic."""

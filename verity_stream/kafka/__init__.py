@@ -1,0 +1,1 @@
+"""Kafka: the only package but Faust's that knows its client."""
