@@ -1,11 +1,10 @@
-"""Checkpoints: the rows in Postgres, the records in the topic, and which of the two wins."""
+"""The rows of the checkpoints: claimed, compared and set."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verity_sdk.connector_base import FIRST_SINCE
@@ -105,7 +104,7 @@ class PostgresCheckpoints:
                 FIRST_SINCE,
                 self._kafka_cluster,
             )
-        return _from_row(row)
+        return checkpoint_of(row)
 
     async def adopt(self, connector_id: str) -> None:
         """Make the row one of our cluster.
@@ -135,7 +134,7 @@ class PostgresCheckpoints:
             row = await self._pool.fetchrow(
                 "SELECT * FROM connector_checkpoints WHERE connector_id = $1", connector_id
             )
-        return None if row is None else _from_row(row)
+        return None if row is None else checkpoint_of(row)
 
     async def load_all(self) -> list[Checkpoint]:
         """Every row, by connector id."""
@@ -143,7 +142,7 @@ class PostgresCheckpoints:
             rows = await self._pool.fetch(
                 "SELECT * FROM connector_checkpoints ORDER BY connector_id"
             )
-        return [_from_row(row) for row in rows]
+        return [checkpoint_of(row) for row in rows]
 
     async def persist(self, checkpoint: Checkpoint, *, expected_version: int) -> Persisted:
         """Compare, and set; one statement, so nothing can come between."""
@@ -175,7 +174,8 @@ class PostgresCheckpoints:
         return Persisted.FENCED
 
 
-def _from_row(row: Mapping[str, Any]) -> Checkpoint:
+def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
+    """A row of the table."""
     return Checkpoint(
         connector_id=row["connector_id"],
         version=row["version"],
@@ -188,98 +188,3 @@ def _from_row(row: Mapping[str, Any]) -> Checkpoint:
         collected_from=row["collected_from"] and as_utc(row["collected_from"]),
         is_edited=row["version"] > row["published_version"],
     )
-
-
-def beginning(checkpoint: Checkpoint, retention: timedelta | None, now: datetime) -> datetime:
-    """From when on a connector's events are collected, at a start and after an edit.
-
-    What its source no longer served at the first start was never collected. Where nobody declares
-    how far back the source serves, it is the first start, until the first page moves it back to
-    its oldest event (`Relay`).
-
-    Args:
-        checkpoint: Where the connector stands.
-        retention: How far back the source serves, as declared.
-        now: The present.
-    """
-    known, asked_from = checkpoint.collected_from, checkpoint.last_ts
-    if retention is not None:
-        served_from = now - min(retention, now - FIRST_SINCE)
-        if known is None and checkpoint.version > 0:
-            # Older versions wrote none. Their first start was before now: no claim too many.
-            return served_from
-        asked_from = max(asked_from, served_from)
-    elif asked_from <= FIRST_SINCE:
-        # Asked from the beginning of time, it is the oldest event that tells.
-        asked_from = now
-    return min(asked_from, now if known is None else known)
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a relay starts, and what has to be made equal first.
-
-    Attributes:
-        checkpoint: The position, with the new epoch. Where its version is higher than the row's,
-            the row is brought up; by more than one: the database is not the one that this topic
-            was written with.
-        publish: Whether the topic lacks this position, so that it must be published as a
-            checkpoint of its own.
-    """
-
-    checkpoint: Checkpoint
-    publish: bool = False
-
-
-def after_loss(
-    stored: Checkpoint, published: Checkpoint | None, published_version: int
-) -> Checkpoint:
-    """The position that holds where the topic lacks versions that were published to it.
-
-    The topic wins again, at its last version: what it lost may have taken events along, and those
-    that it still has are recognised by their ids. Without any record only Postgres knows a
-    position. An edit came later than what was lost, so it wins over both.
-
-    Args:
-        stored: The row in Postgres; the result keeps its version and epoch.
-        published: The last committed record of the topic, or None.
-        published_version: What a relay last published.
-    """
-    if published is None or stored.version > published_version:
-        return stored
-    return replace(published, version=stored.version, epoch=stored.epoch)
-
-
-def lifted(stored: Checkpoint, published: Checkpoint | None, published_version: int) -> Checkpoint:
-    """The row; an edit of a row that is behind the topic at the topic's version.
-
-    A database that was restored and then edited: the edit came after everything that was
-    published, so it must not lose against a version that it could not know.
-
-    Args:
-        stored: The row in Postgres.
-        published: The last committed record of the topic, or None.
-        published_version: What the row says that a relay last published; an edit comes on top.
-    """
-    if published is None or stored.version <= published_version:
-        return stored
-    return replace(stored, version=max(stored.version, published.version))
-
-
-def decide_start(stored: Checkpoint, published: Checkpoint | None) -> Start:
-    """Which of the two views of a checkpoint wins.
-
-    Only the topic is atomic with the events, so where it is ahead it wins: a crash between
-    the commit and the write to Postgres leaves it ahead by one. Where both have the same
-    version and differ, an operator's edit took the version that a page in flight also took:
-    the edit wins, because it came later.
-
-    Args:
-        stored: The row in Postgres, with the epoch just claimed.
-        published: The last committed record of the topic, or None.
-    """
-    if published is None:
-        return Start(stored, publish=stored.version > 0)
-    if published.version > stored.version:
-        return Start(replace(published, epoch=stored.epoch))
-    return Start(stored, publish=bool(stored.differences(published)))

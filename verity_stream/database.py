@@ -60,6 +60,13 @@ async def database_errors(doing: str) -> AsyncIterator[None]:
         raise Unavailable(f"{doing}: {type(error).__name__}: {error}".rstrip(": ")) from error
 
 
+def storable(text: str | None) -> str | None:
+    """Text that Postgres takes: one connector's error must not keep all from being reported."""
+    if text is None:
+        return None
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
 async def _keep(_: Any) -> None:
     """Nothing of ours outlives its statement: no reset, which would be another round trip."""
 

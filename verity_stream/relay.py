@@ -28,14 +28,7 @@ import structlog
 from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_sdk.times import format_utc
-from verity_stream.checkpoints import (
-    CheckpointStore,
-    Persisted,
-    after_loss,
-    beginning,
-    decide_start,
-    lifted,
-)
+from verity_stream.checkpoints import CheckpointStore, Persisted
 from verity_stream.draft import Draft, Outlet
 from verity_stream.failpoints import passing
 from verity_stream.id_log import IdLog, Slots, slot_records
@@ -58,6 +51,7 @@ from verity_stream.records import (
 from verity_stream.seen import SLOT_IDS_MAX, SeenWindow
 from verity_stream.settings import ConnectorSpec, StreamSettings
 from verity_stream.source import Clock, RelayPage, Source, earlier
+from verity_stream.start import after_loss, beginning, decide_start, lifted
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import TopicReader
 

@@ -27,8 +27,9 @@ from verity_stream.database import Pools, close_pool, open_pools
 from verity_stream.id_log import KafkaIdLog, agree_on_key, new_id_key
 from verity_stream.ids import IdHasher
 from verity_stream.kafka.clients import AIOKAFKA, Clients
-from verity_stream.operation import Control, OperationStore
 from verity_stream.placement import partition_for
+from verity_stream.postgres.controls import Control, Controls
+from verity_stream.postgres.reports import Reports
 from verity_stream.publisher import KafkaPublisher
 from verity_stream.redaction import SECRETS
 from verity_stream.relay import Relay
@@ -138,7 +139,8 @@ class ConnectorRunner:
         )
         self._ids: KafkaIdLog | None = None
         self._store: PostgresCheckpoints | None = None
-        self._operation: OperationStore | None = None
+        self._controls: Controls | None = None
+        self._reports: Reports | None = None
         self._is_database_down = False
         self._has_read_controls = False
         self._summarised_at = self._reported_at = 0.0
@@ -160,7 +162,8 @@ class ConnectorRunner:
         self._pool, self._connector_pool = await self._open_pools(settings)
         cluster = await retry_until_available(self._topics.cluster_id, settings.broker_wait_seconds)
         self._store = PostgresCheckpoints(self._pool, cluster)
-        self._operation = OperationStore(self._pool, settings.worker_name)
+        self._controls = Controls(self._pool)
+        self._reports = Reports(self._pool, settings.worker_name)
         names = worker_topics(settings, {one.spec.platform for one in self._connectors})
         await retry_until_available(
             lambda: self._topics.ensure(names), settings.broker_wait_seconds
@@ -211,7 +214,7 @@ class ConnectorRunner:
     async def stop(self) -> None:
         """Stop everything and disconnect."""
         await self.revoke()
-        if self._operation is not None:
+        if self._controls is not None:
             await self._report()
         if self._ids is not None:
             self._ids.close()
@@ -233,7 +236,7 @@ class ConnectorRunner:
 
     async def reconcile(self) -> None:
         """Bring what runs in line with what is owned, enabled and asked for; then report."""
-        if self._operation is None:
+        if self._controls is None:
             return
         await self._look_at_shapes()
         await self._read_controls()
@@ -298,9 +301,9 @@ class ConnectorRunner:
         self._look_at_shapes_at = min(self._look_at_shapes_at, next_at)
 
     async def _read_controls(self) -> None:
-        assert self._operation is not None  # noqa: S101 - start() comes first
+        assert self._controls is not None  # noqa: S101 - start() comes first
         try:
-            controls = await self._operation.controls()
+            controls = await self._controls.controls()
             await self._compare_clocks()
         except (Unavailable, Denied, Misconfigured) as error:
             if not self._is_database_down:
@@ -322,9 +325,9 @@ class ConnectorRunner:
 
     async def _compare_clocks(self) -> None:
         """Whether this machine's clock is right: of two that differ the earlier counts."""
-        assert self._operation is not None  # noqa: S101 - start() comes first
+        assert self._controls is not None  # noqa: S101 - start() comes first
         asked_at = self._clock()
-        now = await self._operation.now()
+        now = await self._controls.now()
         self._difference.hear(now)
         ahead = asked_at - now
         has_differed, self._has_differed = self._has_differed, abs(ahead) > CLOCKS_DIFFER
@@ -463,11 +466,12 @@ class ConnectorRunner:
     async def _take_snapshot(self, one: _Supervised) -> None:
         """Publish a snapshot with an instance and a producer of its own; never raises an error."""
         spec = one.spec
-        assert self._operation is not None  # noqa: S101 - start() comes first
+        assert self._controls is not None  # noqa: S101 - start() comes first
+        assert self._reports is not None  # noqa: S101 - as above
         publisher = self._publisher(f"verity.{spec.connector_id}.snapshot")
         connector: BaseConnector | None = None
         try:
-            started_at = await self._operation.now()
+            started_at = await self._controls.now()
             connector = self._construct(spec)
             await publisher.start()
             result = await publish_snapshot(
@@ -479,7 +483,7 @@ class ConnectorRunner:
                 self._clock,
                 self._new_snapshot_id,
             )
-            await self._operation.snapshot_taken(spec.connector_id, result, started_at)
+            await self._reports.snapshot_taken(spec.connector_id, result, started_at)
         except Exception as error:  # noqa: BLE001 - a snapshot that fails must not stop the events
             logger.warning(
                 "snapshot.unpublished",
@@ -534,7 +538,7 @@ class ConnectorRunner:
 
     async def _report(self) -> None:
         """Write changed statuses to Postgres, and all from time to time: a sign of life."""
-        assert self._operation is not None  # noqa: S101 - start() comes first
+        assert self._reports is not None  # noqa: S101 - start() comes first
         is_alive = _loop_seconds() - self._reported_at >= SIGN_OF_LIFE_SECONDS
         if is_alive:
             for one in self._connectors:
@@ -554,7 +558,7 @@ class ConnectorRunner:
             # Before the write: what changes while it is on its way is for the next one.
             status.is_reported = True
         try:
-            await self._operation.report(changed)
+            await self._reports.report(changed)
             if is_alive:
                 self._reported_at = _loop_seconds()
         except (Unavailable, Denied, Misconfigured) as error:

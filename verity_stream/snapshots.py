@@ -11,7 +11,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -26,11 +25,14 @@ from verity_stream.publisher import Publisher
 from verity_stream.records import (
     Origin,
     Record,
+    SnapshotResult,
     clean,
     dead_event,
+    end_record,
     grant_body,
     original,
     snapshot_record,
+    start_record,
 )
 from verity_stream.settings import ConnectorSpec, StreamSettings, is_valid_name
 from verity_stream.source import Clock
@@ -45,28 +47,6 @@ UNPUBLISHABLE = "unpublishable"
 def new_snapshot_id() -> str:
     """An id that no other snapshot has."""
     return uuid.uuid4().hex
-
-
-@dataclass(slots=True)
-class SnapshotResult:
-    """How a snapshot ended."""
-
-    snapshot_id: str
-    started_at: datetime
-    grant_count: int = 0
-    dead_count: int = 0
-    scopes_read: list[str] = field(default_factory=list)
-    gaps: list[SnapshotGap] = field(default_factory=list)
-
-    @property
-    def scopes_tried(self) -> list[str]:
-        """What was read, and what was denied."""
-        return [*self.scopes_read, *(gap.scope for gap in self.gaps)]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether a grant that is absent was really not there."""
-        return not self.gaps and not self.dead_count
 
 
 async def publish_snapshot(
@@ -90,12 +70,7 @@ async def publish_snapshot(
     result = SnapshotResult(new_id(), started_at)
     origin = Origin(spec.connector_id, spec.platform, format_utc(started_at))
     log = logger.bind(connector_id=spec.connector_id)
-    about = {"connector_id": spec.connector_id, "platform": spec.platform}
-
-    def mark(kind: str, body: dict[str, Any]) -> Record:
-        return snapshot_record(origin, result.snapshot_id, kind, {**about, **body})
-
-    await _publish(publisher, [mark("start", {"started_at": origin.fetched_at})])
+    await _publish(publisher, [start_record(origin, result)])
     encode = _Encoder(spec, settings, origin, result)
     grants: Any = chunked(connector.snapshot_permissions(), limits)
     async with aclosing(grants):
@@ -111,16 +86,7 @@ async def publish_snapshot(
             records = list(encode(chunk))
             if records:
                 await _publish(publisher, records)
-    end = {
-        "started_at": origin.fetched_at,
-        "ended_at": format_utc(clock()),
-        "is_complete": result.is_complete,
-        "grant_count": result.grant_count,
-        "dead_count": result.dead_count,
-        "scopes_tried": result.scopes_tried,
-        "scopes_denied": [{"scope": gap.scope, "reason": gap.reason} for gap in result.gaps],
-    }
-    await _publish(publisher, [mark("end", end)])
+    await _publish(publisher, [end_record(origin, result, clock())])
     (log.info if result.is_complete else log.error)(
         "snapshot.published",
         snapshot_id=result.snapshot_id,

@@ -11,7 +11,7 @@ from datetime import timedelta
 from enum import Enum
 
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
-from verity_stream.operation import Control
+from verity_stream.postgres.controls import Control
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State
 

@@ -20,10 +20,10 @@ from verity_sdk.errors import Unavailable
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints
 from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.database import create_pool, migrate
-from verity_stream.operation import OperationStore
+from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.reports import Reports
 from verity_stream.records import Checkpoint, Seen, SeenInTopics
 from verity_stream.status import State, Status
-from verity_stream.steering import SteeringStore
 
 pytestmark = pytest.mark.stack
 
@@ -260,8 +260,8 @@ async def test_an_edit_of_the_cursor_leaves_an_audit_row(pool: Any) -> None:
     assert (audit["action"], audit["who"]) == ("edit", await pool.fetchval("SELECT session_user"))
     assert audit["before"]["cursor"]["big"] == 2**53
     assert (audit["after"]["cursor"], audit["after"]["version"]) == ({"next": 5}, 2)
-    assert await SteeringStore(pool).edited_version(connector) == 2
-    assert await SteeringStore(pool).edited_version("another") == 0
+    assert await Controls(pool).edited_version(connector) == 2
+    assert await Controls(pool).edited_version("another") == 0
 
 
 async def test_an_edit_of_both_keeps_both_and_of_the_time_drops_the_cursor(pool: Any) -> None:
@@ -331,5 +331,5 @@ async def test_no_error_text_keeps_the_others_from_being_reported(pool: Any, tex
     """All connectors of a worker are reported in one statement."""
     statuses = [Status("a", "acme"), Status("b", "acme")]
     statuses[0].enter(State.BACKING_OFF, error=text)
-    await OperationStore(pool, "worker").report(statuses)
+    await Reports(pool, "worker").report(statuses)
     assert await pool.fetchval("SELECT count(*) FROM connector_status") == 2

@@ -98,10 +98,10 @@ async def test_a_connector_that_keeps_every_connection_takes_none_of_veritys(
     await runner.start()
     try:
         assert await take_all(runner._construct(spec).db_pool)
-        assert runner._operation is not None
+        assert runner._controls is not None
         assert runner._store is not None
         async with asyncio.timeout(30):
-            await runner._operation.controls()
+            await runner._controls.controls()
             await runner._store.claim("c")
     finally:
         async with asyncio.timeout(60):

@@ -44,12 +44,12 @@ from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints
 from verity_stream.database import create_pool, migrate
-from verity_stream.operation import OperationStore
-from verity_stream.records import Seen
-from verity_stream.snapshots import SnapshotResult
+from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.reports import Reports
+from verity_stream.records import Seen, SnapshotResult
 from verity_stream.stack import Stack
+from verity_stream.start import rewound
 from verity_stream.status import State, Status
-from verity_stream.steering import SteeringStore, rewound
 
 SECONDS = 60.0
 """How long a case waits for what must come."""
@@ -1326,7 +1326,7 @@ async def test_an_edit_of_the_cursor_alone_keeps_what_was_written(side: Side) ->
         )
         edited = replace(after, version=2, cursor={"n": 0}, complete_through=None)
         assert await store.load("c") == edited
-        assert await SteeringStore(pool).edited_version("c") == 2
+        assert await Controls(pool).edited_version("c") == 2
         (audit,) = await rows(pool, "SELECT after FROM connector_audit ORDER BY id")
         assert (audit["after"]["cursor"], audit["after"]["version"]) == ({"n": 0}, 2)
 
@@ -1334,15 +1334,15 @@ async def test_an_edit_of_the_cursor_alone_keeps_what_was_written(side: Side) ->
 @on_both
 async def test_controls_audits_and_snapshots(side: Side) -> None:
     async with a_pool(side) as pool:
-        store, steering = OperationStore(pool, "w"), SteeringStore(pool)
+        store, reports = Controls(pool), Reports(pool, "w")
         assert await store.controls() == {}
         assert await store.set_paused("a", is_paused=True, who="me", reason="why")
         assert not await store.set_paused("a", is_paused=True, who="me", reason=None)
         asked_at = await store.request_snapshot("b", who="me", reason=None)
         result = SnapshotResult("id", AT, 3)
-        await store.snapshot_taken("s", result, AT)
-        await store.snapshot_taken("s", result, AT + HOUR)
-        restart_at = await steering.request_restart("a", who="me", reason=None)
+        await reports.snapshot_taken("s", result, AT)
+        await reports.snapshot_taken("s", result, AT + HOUR)
+        restart_at = await store.request_restart("a", who="me", reason=None)
         controls = await store.controls()
         assert controls.keys() == {"a", "b", "s"}
         assert (controls["a"].is_paused, controls["a"].restart_requested_at) == (True, restart_at)
@@ -1357,19 +1357,19 @@ async def test_controls_audits_and_snapshots(side: Side) -> None:
 @on_both
 async def test_a_rewind_is_written_with_its_audit_row_or_not_at_all(side: Side) -> None:
     async with a_pool(side) as pool:
-        store, steering = PostgresCheckpoints(pool, "cluster"), SteeringStore(pool)
+        store, controls = PostgresCheckpoints(pool, "cluster"), Controls(pool)
         claimed = await store.claim("c")
         after = replace(claimed, version=1, last_ts=AT)
         await store.persist(after, expected_version=0)
         with pytest.raises(Misconfigured, match="not paused"):
-            await steering.stored("c")
-        await OperationStore(pool, "w").set_paused("c", is_paused=True, who="me", reason="r")
-        stored = await steering.stored("c")
+            await controls.stored("c")
+        await controls.set_paused("c", is_paused=True, who="me", reason="r")
+        stored = await controls.stored("c")
         wanted = rewound(stored, [after], to=AT - HOUR, cursor=None)
-        await steering.rewind(stored, wanted, who="me", reason="r")
+        await controls.rewind(stored, wanted, who="me", reason="r")
         assert await store.load("c") == wanted
         with pytest.raises(Misconfigured, match="moved"):
-            await steering.rewind(stored, wanted, who="me", reason="r")
+            await controls.rewind(stored, wanted, who="me", reason="r")
         found = await rows(pool, "SELECT action FROM connector_audit ORDER BY id")
         assert [one["action"] for one in found] == ["pause", "rewind"]
 
@@ -1377,7 +1377,7 @@ async def test_a_rewind_is_written_with_its_audit_row_or_not_at_all(side: Side) 
 @on_both
 async def test_reports_and_the_last_errors(side: Side) -> None:
     async with a_pool(side) as pool:
-        mine, other = OperationStore(pool, "mine"), OperationStore(pool, "other")
+        mine, other = Reports(pool, "mine"), Reports(pool, "other")
         status = Status("c", "p")
         for number in range(22):
             status.enter(State.BACKING_OFF, error=f"error {number}", next_try_at=AT)

@@ -48,7 +48,7 @@ from verity_sdk.chunks import Limits
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_stream import relay as relay_module
-from verity_stream.checkpoints import Persisted, Start
+from verity_stream.checkpoints import Persisted
 from verity_stream.ids import IdHasher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
@@ -67,6 +67,7 @@ from verity_stream.records import (
 from verity_stream.relay import Relay
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.source import NewDraft, PlainSource, RelayPage
+from verity_stream.start import Start
 from verity_stream.status import State, Status
 
 LOOKBACK = timedelta(seconds=60)

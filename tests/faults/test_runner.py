@@ -25,8 +25,8 @@ from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_stream import supervise
-from verity_stream.operation import Control
 from verity_stream.placement import partition_for
+from verity_stream.postgres.controls import Control
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.status import State, Status, utc_now
@@ -85,7 +85,7 @@ class MemoryRunner(ConnectorRunner):
         self._reader = MemoryReader(self.broker, self.script)  # type: ignore[assignment]
         self._ids = MemoryIdLog(self.broker, self.script)  # type: ignore[assignment]
         self._topics = NoTopics()  # type: ignore[assignment]
-        self._operation = self.asked  # type: ignore[assignment]
+        self._controls = self._reports = self.asked  # type: ignore[assignment]
 
     def _publisher(self, name: str) -> Any:
         return MemoryPublisher(self.broker, self.script, name)

@@ -32,19 +32,19 @@ from verity_stream import (
     checkpoints,
     draft,
     ids,
-    operation,
     publisher,
     records,
     relay,
     runner,
     seen,
-    snapshots,
     source,
-    steering,
+    start,
     topic_reader,
     topics,
 )
-from verity_stream.records import GAPS_TOPIC, IDS_TOPIC, EventEncoder
+from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.reports import Reports
+from verity_stream.records import GAPS_TOPIC, IDS_TOPIC, EventEncoder, SnapshotResult
 from verity_stream.status import State
 
 PACKAGES = ("verity_sdk", "verity_stream")
@@ -520,7 +520,7 @@ def _edits_unmarked(ground: Ground) -> None:
 
         return persist
 
-    ground.put_function(checkpoints._from_row, unmarked)
+    ground.put_function(checkpoints.checkpoint_of, unmarked)
     ground.put(checkpoints.PostgresCheckpoints, "persist", whatever)
 
 
@@ -655,12 +655,12 @@ def database_wins_by_one(ground: Ground) -> None:
     def make(before: Any) -> Any:
         def decide_start(stored: Any, published: Any) -> Any:
             if published is not None and published.version == stored.version + 1:
-                return checkpoints.Start(stored)
+                return start.Start(stored)
             return before(stored, published)
 
         return decide_start
 
-    ground.put_function(checkpoints.decide_start, make)
+    ground.put_function(start.decide_start, make)
 
 
 @plant(29, "edit lost")
@@ -671,18 +671,18 @@ def topic_wins_ties(ground: Ground) -> None:
     def make(before: Any) -> Any:
         def decide_start(stored: Any, published: Any) -> Any:
             if published is not None and published.version == stored.version:
-                return checkpoints.Start(replace(published, epoch=stored.epoch))
+                return start.Start(replace(published, epoch=stored.epoch))
             return before(stored, published)
 
         return decide_start
 
-    ground.put_function(checkpoints.decide_start, make)
+    ground.put_function(start.decide_start, make)
 
 
 @plant(30, "lost")
 def loss_ignored(ground: Ground) -> None:
     """The topic lost its end, and the database's position holds all the same."""
-    ground.put_function(checkpoints.after_loss, lambda _: lambda stored, *_args: stored)
+    ground.put_function(start.after_loss, lambda _: lambda stored, *_args: stored)
 
 
 @plant(31, "edit overwritten")
@@ -851,7 +851,7 @@ def pause_ignored(ground: Ground) -> None:
 
         return controls
 
-    ground.put(operation.OperationStore, "controls", make)
+    ground.put(Controls, "controls", make)
 
 
 # topic_reader
@@ -926,13 +926,13 @@ def rewinds_by_the_row(ground: Ground) -> None:
 
         return rewound
 
-    ground.put_function(steering.rewound, make)
+    ground.put_function(start.rewound, make)
 
 
 @plant(48, "false revocations")
 def gaps_are_complete(ground: Ground) -> None:
     """A snapshot's end says that it is complete, in spite of a gap."""
-    ground.put(snapshots.SnapshotResult, "is_complete", lambda _: property(lambda _self: True))
+    ground.put(SnapshotResult, "is_complete", lambda _: property(lambda _self: True))
 
 
 # windows
@@ -1100,7 +1100,7 @@ def clamped_when_out(ground: Ground) -> None:
 @plant(59, "edit lost (loss 7)")
 def edit_not_lifted(ground: Ground) -> None:
     """An edit of a restored database has a version that the topic passed long ago."""
-    ground.put_function(checkpoints.lifted, lambda _: lambda stored, *_args: stored)
+    ground.put_function(start.lifted, lambda _: lambda stored, *_args: stored)
 
 
 @plant(60, "lost with a crash between two pages")
@@ -1191,7 +1191,7 @@ def rewinds_forward(ground: Ground) -> None:
 
         return rewound
 
-    ground.put_function(steering.rewound, make)
+    ground.put_function(start.rewound, make)
 
 
 @plant(75, "operator ignored (loss 7)")
@@ -1266,4 +1266,4 @@ def snapshot_by_own_clock(ground: Ground) -> None:
 
         return snapshot_taken
 
-    ground.put(operation.OperationStore, "snapshot_taken", make)
+    ground.put(Reports, "snapshot_taken", make)

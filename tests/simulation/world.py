@@ -33,12 +33,12 @@ from simulation.sources import KINDS, PLATFORM, Truth
 from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
 from verity_sdk.times import parse_utc
-from verity_stream import steering
+from verity_stream import start
 from verity_stream.database import Pools
 from verity_stream.driver import Driver
 from verity_stream.kafka.clients import Clients
-from verity_stream.operation import OperationStore
 from verity_stream.placement import partition_for
+from verity_stream.postgres.controls import Controls
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -49,7 +49,6 @@ from verity_stream.records import (
 )
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.steering import SteeringStore
 from verity_stream.topic_reader import CommittedReader
 
 END_SECONDS = 400.0
@@ -659,7 +658,7 @@ class World:
         # from its answer on, and up to the request that ends it.
         known.paused_at = None
         await self._operate(
-            lambda pool: OperationStore(pool, OPERATOR).set_paused(
+            lambda pool: Controls(pool).set_paused(
                 name, is_paused=is_paused, who=OPERATOR, reason=None
             )
         )
@@ -675,15 +674,13 @@ class World:
         known = self.reference.known[name]
         known.restart_after = known.claims
         await self._operate(
-            lambda pool: SteeringStore(pool).request_restart(name, who=OPERATOR, reason=None)
+            lambda pool: Controls(pool).request_restart(name, who=OPERATOR, reason=None)
         )
 
     async def _snapshot(self, act: Plan, _: int, name: str) -> None:
         self.reference.snapshot_asked(name)
         await self._operate(
-            lambda pool: OperationStore(pool, OPERATOR).request_snapshot(
-                name, who=OPERATOR, reason=None
-            )
+            lambda pool: Controls(pool).request_snapshot(name, who=OPERATOR, reason=None)
         )
 
     async def _rewind(self, act: Plan, _: int, name: str) -> None:
@@ -709,7 +706,7 @@ class World:
             return
         try:
             store, stored, history, edited = await self._positions(name)
-            after = steering.rewound(stored, history, to=to, cursor=None, edited_version=edited)
+            after = start.rewound(stored, history, to=to, cursor=None, edited_version=edited)
             self.reference.moved(name, to)
             await store.rewind(stored, after, who=OPERATOR, reason="simulated")
         except VerityError:
@@ -724,16 +721,14 @@ class World:
             if act["steps"] % 2 and self.truths[name].plan["kind"] in ("paged", "http"):
                 ends = [one.cursor["next"] for one in (stored, *history) if one.cursor]
                 to, cursor = None, {"next": max(ends, default=0) + int(1 + 20 * act["share"])}
-            after = steering.rewound(stored, history, to=to, cursor=cursor, edited_version=edited)
+            after = start.rewound(stored, history, to=to, cursor=cursor, edited_version=edited)
             await store.rewind(stored, after, who=OPERATOR, reason="simulated")
         except VerityError:
             pass  # As it should be.
 
-    async def _positions(
-        self, name: str
-    ) -> tuple[SteeringStore, Checkpoint, list[Checkpoint], int]:
+    async def _positions(self, name: str) -> tuple[Controls, Checkpoint, list[Checkpoint], int]:
         """What a rewind is decided by."""
-        settings, store = self.settings, SteeringStore(Pool(self.postgres))
+        settings, store = self.settings, Controls(Pool(self.postgres))
         reader = CommittedReader(
             settings.kafka,
             settings.checkpoint_partitions,

@@ -15,11 +15,11 @@ from verity_test_connectors import PagedSequence
 
 from verity_sdk.errors import Fenced, Unavailable
 from verity_stream import runner as runner_module
-from verity_stream.operation import Control
 from verity_stream.placement import partition_for
+from verity_stream.postgres.controls import Control
+from verity_stream.records import SnapshotResult
 from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.snapshots import SnapshotResult
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topics import Misshapen
 
@@ -88,7 +88,7 @@ class Bench:
         self.partition = {name: partition_for(name, 24) for name in names}
         self.runner = ConnectorRunner(settings, specs)
         self.operation = Operation()
-        self.runner._operation = self.operation  # type: ignore[assignment]
+        self.runner._controls = self.runner._reports = self.operation  # type: ignore[assignment]
         self.runner._topics = NoTopics()  # type: ignore[assignment]
         self.started: list[str] = []
         self.relays: dict[str, StubRelay] = {}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavailable
-from verity_stream.operation import Control
+from verity_stream.postgres.controls import Control
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State
 from verity_stream.supervise import (

@@ -26,7 +26,6 @@ from verity_stream.cli.operate import (
     _run,
     _settings,
     _specs,
-    _store,
     connector_argument,
     json_option,
     shown_state,
@@ -36,6 +35,7 @@ from verity_stream.cli.steer import Time
 from verity_stream.completeness import Completeness, is_complete
 from verity_stream.database import database_errors
 from verity_stream.kafka.clients import partition_counts
+from verity_stream.postgres.reports import Reports
 from verity_stream.records import (
     GAPS_TOPIC,
     DeadLetterPart,
@@ -75,7 +75,7 @@ def connector(connector_id: str, as_json: bool) -> None:
     specs = _specs(settings)
 
     async def work(pool: Any) -> dict[str, Any]:
-        known = await _store(pool).overview()
+        known = await Reports(pool).overview()
         stored = await PostgresCheckpoints(pool).load(connector_id)
         if connector_id not in specs and connector_id not in known and stored is None:
             names = ", ".join(sorted({*specs, *known})) or "none"

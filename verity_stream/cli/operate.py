@@ -18,7 +18,8 @@ from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc
 from verity_stream import database
 from verity_stream.cli.output import ago, new_console, new_table, plain, quiet_logs
-from verity_stream.operation import OperationStore
+from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.reports import Reports
 from verity_stream.records import Checkpoint
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import (
@@ -83,7 +84,7 @@ def connectors(as_json: bool) -> None:
     """
     settings = _settings()
     specs = _specs(settings)
-    known = _run(settings, lambda pool: _store(pool).overview())
+    known = _run(settings, lambda pool: Reports(pool).overview())
     rows = [_connector_row(connector_id, specs, known) for connector_id in sorted({*specs, *known})]
     if as_json:
         _echo_json(rows)
@@ -125,7 +126,7 @@ def snapshot(connector_id: str, reason: str | None) -> None:
     _require_known(connector_id, _specs(settings))
     _run(
         settings,
-        lambda pool: _store(pool).request_snapshot(connector_id, who=_who(), reason=reason),
+        lambda pool: Controls(pool).request_snapshot(connector_id, who=_who(), reason=reason),
     )
     click.echo(f"{connector_id}: a snapshot is asked for.")
 
@@ -135,7 +136,7 @@ def _set_paused(connector_id: str, *, is_paused: bool, reason: str | None) -> No
     _require_known(connector_id, _specs(settings))
     has_changed = _run(
         settings,
-        lambda pool: _store(pool).set_paused(
+        lambda pool: Controls(pool).set_paused(
             connector_id, is_paused=is_paused, who=_who(), reason=reason
         ),
     )
@@ -173,10 +174,6 @@ def _who() -> str:
     except (KeyError, OSError):
         user = "unknown"  # A container may have a user without a name.
     return f"{user}@{socket.gethostname()}"
-
-
-def _store(pool: Any) -> OperationStore:
-    return OperationStore(pool, "cli")
 
 
 def _run(settings: StreamSettings, work: Callable[[Any], Awaitable[T]]) -> T:

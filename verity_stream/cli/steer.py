@@ -19,8 +19,9 @@ from verity_stream.cli.operate import (
     connector_argument,
     json_option,
 )
+from verity_stream.postgres.controls import Controls, position_body
 from verity_stream.records import Checkpoint
-from verity_stream.steering import SteeringStore, position_body, rewound
+from verity_stream.start import rewound
 from verity_stream.topic_reader import CommittedReader
 
 
@@ -70,7 +71,7 @@ def restart(connector_id: str, reason: str | None) -> None:
     _require_known(connector_id, _specs(settings))
     _run(
         settings,
-        lambda pool: SteeringStore(pool).request_restart(connector_id, who=_who(), reason=reason),
+        lambda pool: Controls(pool).request_restart(connector_id, who=_who(), reason=reason),
     )
     click.echo(f"{connector_id}: a restart is asked for.")
 
@@ -101,7 +102,7 @@ def rewind(
         raise Misconfigured("a rewind needs --to, --cursor, or both")
 
     async def plan(pool: Any) -> tuple[Checkpoint, Checkpoint]:
-        store = SteeringStore(pool)
+        store = Controls(pool)
         stored = await store.stored(connector_id)
         reader = CommittedReader(
             settings.kafka, settings.checkpoint_partitions, settings.transaction_timeout
@@ -120,7 +121,7 @@ def rewind(
         )
     _run(
         settings,
-        lambda pool: SteeringStore(pool).rewind(stored, after, who=_who(), reason=reason),
+        lambda pool: Controls(pool).rewind(stored, after, who=_who(), reason=reason),
     )
     if as_json:
         _echo_json([{"connector_id": connector_id, **bodies}])

@@ -27,7 +27,7 @@ from verity_stream.demo.proof import Proof, Views, events_in_log, statement_line
 from verity_stream.demo.show import Progress, proof_lines, who_did_what, who_may_do_what
 from verity_stream.demo.workers import DemoWorker
 from verity_stream.demo.workload import COLLECTOR, DATABASE, Workload
-from verity_stream.operation import OperationStore
+from verity_stream.postgres.controls import Controls
 from verity_stream.records import decode_checkpoint, permissions_topic, raw_topic
 from verity_stream.stack import StackAddress
 from verity_stream.topic_reader import CommittedReader
@@ -219,7 +219,7 @@ class Scenario:
 
     async def _new_snapshot(self, worker: DemoWorker) -> None:
         """Ask for a permission snapshot, as `verity snapshot` does, and wait until it is out."""
-        store = OperationStore(self._pool, "demo")
+        store = Controls(self._pool)
         asked_at = await store.request_snapshot(CONNECTOR_ID, who="demo", reason="to show it")
 
         async def is_out() -> bool:

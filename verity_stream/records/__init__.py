@@ -62,10 +62,13 @@ from verity_stream.records.permissions import (
     Grant,
     PermissionRecord,
     SnapshotEnd,
+    SnapshotResult,
     SnapshotStart,
     decode_permission,
+    end_record,
     grant_body,
     snapshot_record,
+    start_record,
 )
 from verity_stream.records.record import (
     CHECKPOINTS_TOPIC,
@@ -119,6 +122,7 @@ __all__ = [
     "Seen",
     "SeenInTopics",
     "SnapshotEnd",
+    "SnapshotResult",
     "SnapshotStart",
     "checkpoint_record",
     "claims_to_be_a_gap",
@@ -140,6 +144,7 @@ __all__ = [
     "decoding",
     "encode_seen",
     "encode_slot",
+    "end_record",
     "gap_record",
     "grant_body",
     "header",
@@ -155,4 +160,5 @@ __all__ = [
     "slot_key",
     "snapshot_record",
     "sound_gap",
+    "start_record",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
 import orjson
 
 from verity_sdk.connector_base import PermissionSnapshot
+from verity_sdk.pages import SnapshotGap
 from verity_sdk.times import as_utc, format_utc
 from verity_sdk.values import altered_header, publishable
 from verity_stream.records.record import Origin, Record, decoding, permissions_topic, read_time
@@ -63,6 +64,28 @@ class SnapshotEnd:
 PermissionRecord: TypeAlias = SnapshotStart | Grant | SnapshotEnd
 
 
+@dataclass(slots=True)
+class SnapshotResult:
+    """How a snapshot ended."""
+
+    snapshot_id: str
+    started_at: datetime
+    grant_count: int = 0
+    dead_count: int = 0
+    scopes_read: list[str] = field(default_factory=list)
+    gaps: list[SnapshotGap] = field(default_factory=list)
+
+    @property
+    def scopes_tried(self) -> list[str]:
+        """What was read, and what was denied."""
+        return [*self.scopes_read, *(gap.scope for gap in self.gaps)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a grant that is absent was really not there."""
+        return not self.gaps and not self.dead_count
+
+
 def snapshot_record(
     origin: Origin,
     snapshot_id: str,
@@ -87,6 +110,32 @@ def snapshot_record(
         headers.append(("altered", altered))
     value = orjson.dumps({"record": kind, "snapshot_id": snapshot_id, **body})
     return Record(permissions_topic(origin.platform), origin.connector_id.encode(), value, headers)
+
+
+def start_record(origin: Origin, result: SnapshotResult) -> Record:
+    """The record before a snapshot's first grant."""
+    return snapshot_record(origin, result.snapshot_id, "start", _about(origin, result))
+
+
+def end_record(origin: Origin, result: SnapshotResult, ended_at: datetime) -> Record:
+    """The record after a snapshot's last grant, which says what it is worth."""
+    body = _about(origin, result) | {
+        "ended_at": format_utc(ended_at),
+        "is_complete": result.is_complete,
+        "grant_count": result.grant_count,
+        "dead_count": result.dead_count,
+        "scopes_tried": result.scopes_tried,
+        "scopes_denied": [{"scope": gap.scope, "reason": gap.reason} for gap in result.gaps],
+    }
+    return snapshot_record(origin, result.snapshot_id, "end", body)
+
+
+def _about(origin: Origin, result: SnapshotResult) -> dict[str, Any]:
+    return {
+        "connector_id": origin.connector_id,
+        "platform": origin.platform,
+        "started_at": format_utc(result.started_at),
+    }
 
 
 def grant_body(

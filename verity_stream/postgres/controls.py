@@ -1,15 +1,17 @@
-"""What operators ask for and what workers report: the tables beside the checkpoints."""
+"""What operators ask for: pause, restart, snapshot and rewind, each with an audit row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from verity_stream.database import database_errors
-from verity_stream.snapshots import SnapshotResult
-from verity_stream.status import Status
+from verity_sdk.errors import Misconfigured
+from verity_sdk.times import format_utc
+from verity_stream.checkpoints import PostgresCheckpoints, checkpoint_of
+from verity_stream.database import database_errors, storable
+from verity_stream.records import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,20 @@ class Control:
         return every is not None and (last is None or last + every <= now)
 
 
-class OperationStore:
-    """Reads controls and writes reports; every method raises one of the five errors."""
+def position_body(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A position as the audit trail has it."""
+    return {
+        "version": checkpoint.version,
+        "last_ts": format_utc(checkpoint.last_ts),
+        "cursor": checkpoint.cursor,
+    }
 
-    def __init__(self, pool: Any, worker: str) -> None:
+
+class Controls:
+    """The controls of connectors and their audit trail; a method raises one of the five errors."""
+
+    def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._worker = worker
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -101,6 +111,31 @@ class OperationStore:
             )
             return True
 
+    async def request_restart(self, connector_id: str, *, who: str, reason: str | None) -> datetime:
+        """Ask for a new start, with an audit row; its worker acts within 2 seconds."""
+        async with (
+            database_errors("asking for a restart"),
+            self._pool.acquire() as connection,
+            connection.transaction(),
+        ):
+            before = await self._lock_control(connection, connector_id=connector_id)
+            asked_at: datetime = await connection.fetchval(
+                "UPDATE connector_controls SET restart_requested_at = clock_timestamp() "
+                "WHERE connector_id = $1 RETURNING restart_requested_at",
+                connector_id,
+            )
+            last = before["restart_requested_at"]
+            await self._audit(
+                connection,
+                connector_id,
+                "restart",
+                who,
+                reason,
+                {"restart_requested_at": None if last is None else format_utc(last)},
+                {"restart_requested_at": format_utc(asked_at)},
+            )
+            return asked_at
+
     async def request_snapshot(
         self, connector_id: str, *, who: str, reason: str | None
     ) -> datetime:
@@ -131,26 +166,75 @@ class OperationStore:
             )
             return asked_at
 
-    async def overview(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the database knows of every connector: its status, its controls, its snapshot."""
-        async with database_errors("reading the connectors' states"):
-            rows = await self._pool.fetch(
-                """
-                SELECT connector_id, c.paused, c.snapshot_requested_at,
-                       t.platform, t.worker, t.state, t.state_since, t.last_success_at,
-                       t.last_event_at, t.next_try_at, t.last_error, t.warning, t.event_count,
-                       t.repeat_count, t.dead_count, t.gap_count, t.reported_at,
-                       t.lateness_p50_seconds, t.lateness_p99_seconds, p.complete_through,
-                       s.snapshot_id, s.started_at AS snapshot_started_at,
-                       s.ended_at AS snapshot_ended_at, s.is_complete AS snapshot_is_complete,
-                       s.grant_count AS snapshot_grant_count
-                FROM connector_status t
-                FULL JOIN connector_controls c USING (connector_id)
-                FULL JOIN connector_snapshots s USING (connector_id)
-                LEFT JOIN connector_checkpoints p USING (connector_id)
-                """
+    async def stored(self, connector_id: str) -> Checkpoint:
+        """The row of a connector that is paused.
+
+        Raises:
+            Misconfigured: It is not paused, or has no row yet.
+        """
+        async with database_errors("reading the controls"):
+            is_paused = await self._pool.fetchval(
+                "SELECT paused FROM connector_controls WHERE connector_id = $1", connector_id
             )
-        return {row["connector_id"]: dict(row) for row in rows}
+        _require_paused(connector_id, bool(is_paused))
+        stored = await PostgresCheckpoints(self._pool).load(connector_id)
+        if stored is None:
+            raise Misconfigured(f"{connector_id} has no checkpoint yet: it starts at the beginning")
+        return stored
+
+    async def edited_version(self, connector_id: str) -> int:
+        """The version that the last edit or rewind of the row took; 0 if there was none."""
+        async with database_errors("reading the audit trail"):
+            version: int = await self._pool.fetchval(
+                "SELECT coalesce(max((after->>'version')::bigint), 0) FROM connector_audit "
+                "WHERE connector_id = $1 AND action IN ('edit', 'rewind')",
+                connector_id,
+            )
+        return version
+
+    async def rewind(self, stored: Checkpoint, after: Checkpoint, *, who: str, reason: str) -> None:
+        """Write the position and an audit row, if nothing has changed since `stored` was read.
+
+        A page that is still in flight loses against it: its compare-and-set finds the version
+        taken, and the relay takes up the edit.
+
+        Raises:
+            Misconfigured: The connector was resumed, or its row moved; nothing was changed.
+        """
+        connector_id = stored.connector_id
+        async with (
+            database_errors("rewinding"),
+            self._pool.acquire() as connection,
+            connection.transaction(),
+        ):
+            # Held until the end: a resume waits for it.
+            control = await self._lock_control(connection, connector_id=connector_id)
+            _require_paused(connector_id, control["paused"])
+            row = await connection.fetchrow(
+                """
+                UPDATE connector_checkpoints
+                SET last_ts = $4, cursor = $5, complete_through = NULL, seen = NULL,
+                    version = $3, updated_at = now()
+                WHERE connector_id = $1 AND version = $2
+                RETURNING *
+                """,
+                connector_id,
+                stored.version,
+                after.version,
+                after.last_ts,
+                after.cursor,
+            )
+            if row is None:
+                raise Misconfigured(f"{connector_id} moved meanwhile; nothing was changed")
+            await self._audit(
+                connection,
+                connector_id,
+                "rewind",
+                who,
+                reason,
+                position_body(stored),
+                position_body(checkpoint_of(row)),
+            )
 
     @staticmethod
     async def _lock_control(connection: Any, *, connector_id: str) -> Any:
@@ -180,90 +264,15 @@ class OperationStore:
             """,
             connector_id,
             action,
-            _storable(who),
-            _storable(reason),
+            storable(who),
+            storable(reason),
             before,
             after,
         )
 
-    async def snapshot_taken(
-        self, connector_id: str, result: SnapshotResult, started_at: datetime
-    ) -> None:
-        """Remember that a snapshot was published.
 
-        Args:
-            started_at: By the database's clock, as the time at which one is asked for.
-        """
-        async with database_errors("recording a snapshot"):
-            await self._pool.execute(
-                """
-                INSERT INTO connector_snapshots
-                    (connector_id, snapshot_id, started_at, ended_at, is_complete, grant_count)
-                VALUES ($1, $2, $3, clock_timestamp(), $4, $5)
-                ON CONFLICT (connector_id) DO UPDATE SET
-                    snapshot_id = EXCLUDED.snapshot_id, started_at = EXCLUDED.started_at,
-                    ended_at = EXCLUDED.ended_at, is_complete = EXCLUDED.is_complete,
-                    grant_count = EXCLUDED.grant_count
-                """,
-                connector_id,
-                result.snapshot_id,
-                started_at,
-                result.is_complete,
-                result.grant_count,
-            )
-
-    async def report(self, statuses: Sequence[Status]) -> None:
-        """Write statuses."""
-        rows = [
-            (
-                status.connector_id,
-                status.platform,
-                self._worker,
-                str(status.state),
-                status.state_since,
-                status.last_success_at,
-                status.last_event_at,
-                status.next_try_at,
-                _storable(status.last_error),
-                status.event_count,
-                status.repeat_count,
-                status.dead_count,
-                status.gap_count,
-                status.lateness.quantile(0.5),
-                status.lateness.quantile(0.99),
-                _storable(status.warning),
-            )
-            for status in statuses
-        ]
-        async with database_errors("reporting states"):
-            # A stopped state is only for the worker that ran the connector last: the one that
-            # took it over may have reported already.
-            await self._pool.executemany(
-                """
-                INSERT INTO connector_status AS s (connector_id, platform, worker, state,
-                    state_since, last_success_at, last_event_at, next_try_at, last_error,
-                    event_count, repeat_count, dead_count, gap_count, lateness_p50_seconds,
-                    lateness_p99_seconds, warning)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-                ON CONFLICT (connector_id) DO UPDATE SET
-                    platform = EXCLUDED.platform, worker = EXCLUDED.worker,
-                    state = EXCLUDED.state, state_since = EXCLUDED.state_since,
-                    last_success_at = coalesce(EXCLUDED.last_success_at, s.last_success_at),
-                    last_event_at = coalesce(EXCLUDED.last_event_at, s.last_event_at),
-                    next_try_at = EXCLUDED.next_try_at, last_error = EXCLUDED.last_error,
-                    event_count = EXCLUDED.event_count, repeat_count = EXCLUDED.repeat_count,
-                    dead_count = EXCLUDED.dead_count, gap_count = EXCLUDED.gap_count,
-                    lateness_p50_seconds = EXCLUDED.lateness_p50_seconds,
-                    lateness_p99_seconds = EXCLUDED.lateness_p99_seconds,
-                    warning = EXCLUDED.warning, reported_at = now()
-                WHERE EXCLUDED.state <> 'stopped' OR s.worker = EXCLUDED.worker
-                """,
-                rows,
-            )
-
-
-def _storable(text: str | None) -> str | None:
-    """Text that Postgres takes: one connector's error must not keep all from being reported."""
-    if text is None:
-        return None
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+def _require_paused(connector_id: str, is_paused: bool) -> None:
+    if not is_paused:
+        raise Misconfigured(
+            f"{connector_id} is not paused; first: verity pause {connector_id} --reason …"
+        )

@@ -1,0 +1,1 @@
+"""Verity's own Postgres: pools, migrations, and one owner a table."""
