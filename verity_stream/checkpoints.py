@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verity_sdk.connector_base import FIRST_SINCE
-from verity_sdk.times import as_utc
 from verity_stream.database import database_errors
 from verity_stream.records import (
+    POSITION,
     Checkpoint,
     SeenInTopics,
-    decode_seen,
     encode_seen,
+    position_of_row,
+    position_row,
 )
+
+POSITION_IS = ", ".join(f"{name} = ${number}" for number, name in enumerate(POSITION, 6))
+"""Of an UPDATE: the columns of a position, as its arguments from the sixth on."""
 
 
 class Persisted(enum.Enum):
@@ -125,7 +129,7 @@ class PostgresCheckpoints:
                 "WHERE connector_id = $1",
                 connector_id,
                 self._kafka_cluster,
-                encode_seen(seen),
+                None if seen is None else encode_seen(seen),
             )
 
     async def load(self, connector_id: str) -> Checkpoint | None:
@@ -148,23 +152,18 @@ class PostgresCheckpoints:
         """Compare, and set; one statement, so nothing can come between."""
         async with database_errors("writing the checkpoint"):
             status = await self._pool.execute(
-                """
+                f"""
                 UPDATE connector_checkpoints
-                SET last_ts = $4, cursor = $5, complete_through = $6, seen = $7, version = $8,
-                    published_version = $8, collected_from = $9, updated_at = now()
+                SET version = $4, published_version = $4, updated_at = now(), {POSITION_IS}
                 WHERE connector_id = $1 AND version = $2 AND epoch = $3
-                    AND (published_version = version OR $10)
-                """,
+                    AND (published_version = version OR $5)
+                """,  # noqa: S608 - the names are those of `POSITION`
                 checkpoint.connector_id,
                 expected_version,
                 checkpoint.epoch,
-                checkpoint.last_ts,
-                checkpoint.cursor,
-                checkpoint.complete_through,
-                encode_seen(checkpoint.seen),
                 checkpoint.version,
-                checkpoint.collected_from,
                 checkpoint.is_edited,
+                *position_row(checkpoint),
             )
         if status == "UPDATE 1":
             return Persisted.DONE
@@ -177,14 +176,9 @@ class PostgresCheckpoints:
 def checkpoint_of(row: Mapping[str, Any]) -> Checkpoint:
     """A row of the table."""
     return Checkpoint(
-        connector_id=row["connector_id"],
-        version=row["version"],
-        epoch=row["epoch"],
-        # asyncpg reads the infinities as naive times, and writes datetime.max as one.
-        last_ts=as_utc(row["last_ts"]),
-        cursor=row["cursor"],
-        complete_through=row["complete_through"] and as_utc(row["complete_through"]),
-        seen=decode_seen(row["seen"]),
-        collected_from=row["collected_from"] and as_utc(row["collected_from"]),
+        row["connector_id"],
+        row["version"],
+        row["epoch"],
+        **position_of_row(row),
         is_edited=row["version"] > row["published_version"],
     )

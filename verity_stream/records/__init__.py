@@ -14,6 +14,7 @@ RFC 3339, UTC, with microseconds and `Z`. The headers are UTF-8 text:
 """
 
 from verity_stream.records.checkpoints import (
+    POSITION,
     Checkpoint,
     PageSummary,
     Sealed,
@@ -23,9 +24,11 @@ from verity_stream.records.checkpoints import (
     decode_checkpoint,
     decode_checkpoint_body,
     decode_sealed,
-    decode_seen,
     encode_seen,
     newer_checkpoint,
+    position_json,
+    position_of_row,
+    position_row,
 )
 from verity_stream.records.dead_letters import (
     ORIGINAL_REASON,
@@ -102,6 +105,7 @@ __all__ = [
     "ID_KEY_KEY",
     "KINDS",
     "ORIGINAL_REASON",
+    "POSITION",
     "Checkpoint",
     "DeadLetter",
     "DeadLetterPart",
@@ -138,7 +142,6 @@ __all__ = [
     "decode_gap",
     "decode_permission",
     "decode_sealed",
-    "decode_seen",
     "decode_slot",
     "decode_slot_key",
     "decoding",
@@ -153,6 +156,9 @@ __all__ = [
     "optional_time",
     "original",
     "permissions_topic",
+    "position_json",
+    "position_of_row",
+    "position_row",
     "published_ids_of",
     "raw_topic",
     "read_time",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from verity_sdk.completeness import order_of
-from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_stream.records.record import (
     CHECKPOINTS_TOPIC,
     Kind,
@@ -20,7 +20,6 @@ from verity_stream.records.record import (
     Record,
     decoding,
     json_object,
-    optional_time,
     require,
 )
 
@@ -84,8 +83,89 @@ class Checkpoint:
         Two may differ and are not asked: the epoch, which a claim writes to the row alone, and
         the beginning, of which each start takes the earlier one of both views.
         """
-        names = ("version", "last_ts", "cursor", "complete_through", "seen")
+        names = [name for name in ("version", *POSITION) if name != "collected_from"]
         return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+
+
+def encode_seen(seen: Seen | SeenInTopics) -> dict[str, Any]:
+    """`Seen` as a JSON value."""
+    if isinstance(seen, Seen):
+        return {"from": seen.slots_from, "count": seen.count}
+    start = {
+        topic: {str(partition): offset for partition, offset in offsets.items()}
+        for topic, offsets in seen.start.items()
+    }
+    return {"start": start, "newest_at": format_utc(seen.newest_at)}
+
+
+def decode_seen(body: Mapping[str, Any]) -> Seen | SeenInTopics:
+    """`Seen` from JSON; raises KeyError, ValueError, TypeError or Malformed if it is none."""
+    if "from" in body:
+        return Seen(int(body["from"]), int(body["count"]))
+    start = {
+        topic: {int(partition): int(offset) for partition, offset in offsets.items()}
+        for topic, offsets in body["start"].items()
+    }
+    return SeenInTopics(start, parse_utc(body["newest_at"]))
+
+
+class Codec(NamedTuple):
+    """How a value that is not None stands in a record's JSON and in the row.
+
+    Attributes:
+        is_newer: Records of older versions lack it.
+    """
+
+    to_json: Callable[[Any], Any]
+    of_json: Callable[[Any], Any]
+    to_row: Callable[[Any], Any]
+    of_row: Callable[[Any], Any]
+    is_newer: bool = False
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _object(value: Any) -> Any:
+    require({"it": value}, dict, "it")
+    return value
+
+
+# asyncpg reads the infinities as naive times, and writes datetime.max as one.
+_TIME = Codec(format_utc, parse_utc, _as_is, as_utc)
+
+POSITION: Mapping[str, Codec] = {
+    "last_ts": _TIME,
+    "cursor": Codec(_as_is, _object, _as_is, _as_is),
+    "complete_through": _TIME,
+    "seen": Codec(encode_seen, decode_seen, encode_seen, decode_seen),
+    "collected_from": _TIME._replace(is_newer=True),
+}
+"""The fields of a checkpoint that a row and a record have alike, and the names of their columns."""
+
+
+def position_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The position as a record has it."""
+    return {
+        name: None if (value := getattr(checkpoint, name)) is None else one.to_json(value)
+        for name, one in POSITION.items()
+    }
+
+
+def position_row(checkpoint: Checkpoint) -> list[Any]:
+    """The position as the row has it, in the order of `POSITION`."""
+    return [
+        None if (value := getattr(checkpoint, name)) is None else one.to_row(value)
+        for name, one in POSITION.items()
+    ]
+
+
+def position_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a position out of its row."""
+    return {
+        name: None if row[name] is None else one.of_row(row[name]) for name, one in POSITION.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +187,7 @@ def checkpoint_record(origin: Origin, checkpoint: Checkpoint, summary: PageSumma
             "platform": origin.platform,
             "version": checkpoint.version,
             "epoch": checkpoint.epoch,
-            "last_ts": format_utc(checkpoint.last_ts),
-            "cursor": checkpoint.cursor,
-            "complete_through": optional_time(checkpoint.complete_through),
-            "collected_from": optional_time(checkpoint.collected_from),
-            "seen": encode_seen(checkpoint.seen),
+            **position_json(checkpoint),
             "event_count": summary.event_count,
             "repeat_count": summary.repeat_count,
             "dead_count": summary.dead_count,
@@ -136,17 +212,19 @@ def decode_checkpoint(value: bytes | None, key: bytes | None = None) -> Checkpoi
     """
     body = decode_checkpoint_body(value, key)
     with decoding("a checkpoint record"):
-        return Checkpoint(
-            connector_id=body["connector_id"],
-            version=body["version"],
-            epoch=body["epoch"],
-            last_ts=parse_utc(body["last_ts"]),
-            cursor=body["cursor"],
-            complete_through=body["complete_through"] and parse_utc(body["complete_through"]),
-            seen=decode_seen(body["seen"]),
-            # Older versions wrote none.
-            collected_from=(began := body.get("collected_from")) and parse_utc(began),
-        )
+        position = _position_of_json(body)
+    return Checkpoint(body["connector_id"], body["version"], body["epoch"], **position)
+
+
+def _position_of_json(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises what `decoding` takes for Malformed."""
+    values = {
+        name: body.get(name) if one.is_newer else body[name] for name, one in POSITION.items()
+    }
+    return {
+        name: None if value is None else POSITION[name].of_json(value)
+        for name, value in values.items()
+    }
 
 
 def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dict[str, Any]:
@@ -162,12 +240,7 @@ def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dic
             raise ValueError("the key is another connector's")
         if not all(0 <= number < 2**63 for number in order_of(body)):
             raise ValueError("version or epoch is out of range")
-        if body["cursor"] is not None:
-            require(body, dict, "cursor")
-        decode_seen(body["seen"])
-        for at in (body["last_ts"], body["complete_through"], body.get("collected_from")):
-            if at is not None:
-                parse_utc(at)
+        _position_of_json(body)
         return body
 
 
@@ -178,32 +251,6 @@ def newer_checkpoint(held: Checkpoint, incoming: Checkpoint) -> Checkpoint:
     """
     is_older = (incoming.version, incoming.epoch) < (held.version, held.epoch)
     return held if is_older else incoming
-
-
-def encode_seen(seen: Seen | SeenInTopics | None) -> dict[str, Any] | None:
-    """`Seen` as a JSON value."""
-    if seen is None:
-        return None
-    if isinstance(seen, Seen):
-        return {"from": seen.slots_from, "count": seen.count}
-    start = {
-        topic: {str(partition): offset for partition, offset in offsets.items()}
-        for topic, offsets in seen.start.items()
-    }
-    return {"start": start, "newest_at": format_utc(seen.newest_at)}
-
-
-def decode_seen(body: Mapping[str, Any] | None) -> Seen | SeenInTopics | None:
-    """`Seen` from JSON; raises KeyError, ValueError, TypeError or Malformed if it is none."""
-    if body is None:
-        return None
-    if "from" in body:
-        return Seen(int(body["from"]), int(body["count"]))
-    start = {
-        topic: {int(partition): int(offset) for partition, offset in offsets.items()}
-        for topic, offsets in body["start"].items()
-    }
-    return SeenInTopics(start, parse_utc(body["newest_at"]))
 
 
 @dataclass(frozen=True, slots=True)
