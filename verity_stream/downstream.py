@@ -158,6 +158,10 @@ class _TrackedTopic(faust.Topic):
 
     app: Any
 
+    async def maybe_declare(self) -> None:
+        """Create the topic unless it exists; Faust asks for it of what it reads and writes."""
+        await self.app.ensure_topic(self)
+
     async def publish_message(self, fut: Any, wait: bool = False) -> Any:
         """Publish; Faust calls this for `send`, and later for what `send_soon` has buffered."""
         await self.app.ensure_topic(self)
@@ -453,8 +457,8 @@ class DownstreamApp(VerityApp):
     async def prepare(self) -> None:
         """The broker answers, and the topics stand: sources, changelogs, dead letters.
 
-        Faust creates them while it joins its group, without looking at what is there: a table
-        with another number of partitions than its source raises at the first write.
+        Faust itself does not look at what is there: a table with another number of partitions
+        than its source raises at the first write.
 
         Raises:
             Misconfigured: A changelog has another number of partitions than its source.

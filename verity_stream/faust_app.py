@@ -40,7 +40,6 @@ from verity_stream.placement import evened, kept, partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, NotUnderstood, decode_checkpoint_body
 from verity_stream.settings import StreamSettings
 from verity_stream.topics import (
-    CHECKPOINTS_CONFIG,
     CHECKPOINTS_TABLE,
     Topics,
     changelog_topic,
@@ -120,6 +119,9 @@ def faust_options(settings: StreamSettings) -> dict[str, Any]:
         # A topic that the group's leader did not know of yet gets its owners after this, not
         # after five minutes.
         "consumer_metadata_max_age_ms": 30_000,
+        # Faust would create topics while it joins its group, without a look at what is there, and
+        # let a caller that is cancelled meanwhile, as a rebalance does, take the others along.
+        "topic_allow_declare": False,
         # Nothing here runs on a leader only: no topic to elect one.
         "topic_disable_leader": True,
         # `faust worker` binds 0.0.0.0 and ignores web_enabled=False.
@@ -398,12 +400,9 @@ class WorkerApp(VerityApp):
             internal=True,
             compacting=True,
             allow_empty=True,
-            config=CHECKPOINTS_CONFIG,
         )
         # The changelog record takes the partition of the event that is being mirrored.
-        self.checkpoints = self.Table(
-            CHECKPOINTS_TABLE, **raw, extra_topic_configs=CHECKPOINTS_CONFIG
-        )
+        self.checkpoints = self.Table(CHECKPOINTS_TABLE, **raw)
 
         # One at a time: with more, Faust commits past a message in flight (#606).
         @self.agent(topic, concurrency=1, name="verity.mirror")

@@ -188,28 +188,9 @@ class DeliveredOffsetsConsumer(Consumer):
 
 
 class CommittedTransport(Transport):
-    """The transport of the consumer above; a URL scheme of our own would be lower-cased.
-
-    Every caller creates a topic by itself. The original lets them share one future
-    (mode/utils/futures.py, StampedeWrapper): a caller that is cancelled while it waits, as a
-    rebalance does, cancels that future, and the one who created the topic dies of
-    `InvalidStateError`. A topic that is there already is no error.
-    """
+    """The transport of the consumer above; a URL scheme of our own would be lower-cased."""
 
     Consumer = DeliveredOffsetsConsumer
-
-    async def _create_topic(
-        self, owner: Any, client: Any, topic: str, partitions: int, replication: int, **options: Any
-    ) -> None:
-        await self._really_create_topic(owner, client, topic, partitions, replication, **options)
-
-
-class UnsharedTopic(faust.Topic):
-    """A topic whose declaration is not shared between its callers, for the same reason."""
-
-    async def maybe_declare(self) -> None:
-        """Create the topic unless it exists."""
-        await self.declare()
 
 
 class SeekFirstRecovery(Recovery):
@@ -333,7 +314,7 @@ class FixedApp(faust.App):
         self._assigned_in: int | None = None
         self._settled_in: int | None = None
         self._stop_timer: threading.Timer | None = None
-        super().__init__(*args, **{"Topic": UnsharedTopic, **kwargs})
+        super().__init__(*args, **kwargs)
 
     @property
     def is_latest(self) -> bool:

@@ -367,6 +367,31 @@ def app_with_table(*platforms: str, **table: Any) -> DownstreamApp:
     return app
 
 
+async def test_a_caller_that_is_cancelled_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two declare the same topic, as at a rebalance; the second is cancelled while it waits."""
+    may_answer = asyncio.Event()
+
+    async def ensure(kafka: Any, wanted: dict[str, Any]) -> dict[str, int]:
+        await may_answer.wait()
+        return dict.fromkeys(wanted, 1)
+
+    monkeypatch.setattr(downstream, "ensure_topics", ensure)
+    topic = make_app().topic("unit", internal=True)
+    callers = [asyncio.create_task(topic.maybe_declare()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    callers[1].cancel()
+    await asyncio.sleep(0.01)
+    may_answer.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], asyncio.CancelledError)
+
+
+def test_faust_creates_no_topics_by_itself() -> None:
+    """It looks at no number of partitions, and shares one future between its callers."""
+    assert make_app().conf.topic_allow_declare is False
+
+
 async def test_a_table_gets_the_partitions_of_the_apps_topics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

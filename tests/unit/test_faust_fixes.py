@@ -368,54 +368,6 @@ async def test_contained_passes_its_own_cancellation_on() -> None:
 # The surroundings.
 
 
-@pytest.mark.parametrize("side", ["transport", "producer_transport"])
-async def test_a_caller_that_is_cancelled_harms_no_other(
-    monkeypatch: pytest.MonkeyPatch, side: str
-) -> None:
-    """Two create the same topic, as at a rebalance; the second is cancelled while it waits."""
-    may_answer = asyncio.Event()
-    transport = getattr(make_app(), side)
-
-    async def create(*args: Any, **options: Any) -> None:
-        await may_answer.wait()
-
-    monkeypatch.setattr(transport, "_really_create_topic", create)
-    callers = [
-        asyncio.create_task(transport._create_topic(None, None, TOPIC, 1, 1)) for _ in range(2)
-    ]
-    await _let_them_run()
-    callers[1].cancel()
-    await _let_them_run()
-    may_answer.set()
-    results = await asyncio.gather(*callers, return_exceptions=True)
-    assert results[0] is None
-    assert isinstance(results[1], asyncio.CancelledError)
-
-
-async def test_a_topic_is_declared_by_each_caller_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, one level up."""
-    may_answer = asyncio.Event()
-    topic = make_app().topic("unit")
-
-    async def declare() -> None:
-        await may_answer.wait()
-
-    monkeypatch.setattr(topic, "declare", declare)
-    callers = [asyncio.create_task(topic.maybe_declare()) for _ in range(2)]
-    await _let_them_run()
-    callers[1].cancel()
-    await _let_them_run()
-    may_answer.set()
-    results = await asyncio.gather(*callers, return_exceptions=True)
-    assert results[0] is None
-    assert isinstance(results[1], asyncio.CancelledError)
-
-
-async def _let_them_run() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
 async def test_only_our_pages_are_served() -> None:
     """Faust's /, /table/ and /router/ give data to whoever asks."""
     app = make_app()

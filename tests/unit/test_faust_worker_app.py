@@ -55,6 +55,7 @@ def test_the_settings_that_fit() -> None:
     """faust.md, "Settings that fit": each of Faust's defaults here is a trap."""
     conf = make_worker()[0].conf
     assert [str(url) for url in conf.broker] == ["kafka://one:9092", "kafka://two:9093"]
+    assert conf.topic_allow_declare is False
     assert 6 <= conf.broker_session_timeout <= 9
     assert conf.broker_heartbeat_interval <= conf.broker_session_timeout / 3
     assert conf.broker_request_timeout > conf.broker_session_timeout
