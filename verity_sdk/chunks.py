@@ -1,16 +1,16 @@
-"""Cutting a stream of events into useful pieces, and knowing how far it is complete."""
+"""Cutting a stream of events into useful pieces."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from verity_sdk._moved import moved
 from verity_sdk.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -184,55 +184,11 @@ def _seconds(duration: timedelta | None) -> float | None:
     return None if duration is None else duration.total_seconds()
 
 
-class Watermark:
-    """Where the checkpoint of a plain source may rest within a pass.
-
-    The times of a pass are expected to ascend. The newest may still get company (a source
-    that filters strictly "after" would then lose it), so within the pass the watermark rests
-    on the newest time that was left behind. Once the order is broken it stays until the end.
-
-    An event that is dated ahead moves nothing: what happens until then would be skipped.
-
-    Args:
-        since: The watermark before the pass; it never goes below this.
-
-    Attributes:
-        rests_at: Where the checkpoint may rest now.
-        is_ascending: Whether the order held so far.
-    """
-
-    def __init__(self, since: datetime) -> None:
-        self.rests_at = since
-        self._newest: datetime | None = None
-        self.is_ascending = True
-
-    def pass_by(self, times: Sequence[datetime], until: datetime | None = None) -> None:
-        """Take in the times of the next events, but for those later than `until`.
-
-        Where they break the order, it stays where it was before them: what is out of order may
-        have older company yet to come.
-        """
-        if until is not None:
-            times = not_after(until, times)
-        if not times:
-            return
-        passed = list(times) if self._newest is None else [self._newest, *times]
-        ascending = sorted(passed)
-        if ascending != passed:
-            self.is_ascending = False
-        self._newest = ascending[-1]
-        left_behind = bisect_left(ascending, self._newest)
-        if self.is_ascending and left_behind:
-            self.rests_at = max(self.rests_at, ascending[left_behind - 1])
-
-    def finish(self) -> None:
-        """The pass ended normally: everything up to the newest is out."""
-        if self._newest is not None:
-            self.rests_at = max(self.rests_at, self._newest)
-
-
-def not_after(until: datetime, times: Sequence[datetime]) -> Sequence[datetime]:
-    """The times that are not later than this."""
-    if not times or max(times) <= until:
-        return times
-    return [at for at in times if at <= until]
+if not TYPE_CHECKING:
+    __getattr__ = moved(
+        __name__,
+        {
+            "Watermark": "verity_sdk.position.Watermark",
+            "not_after": "verity_sdk.position.not_after",
+        },
+    )

@@ -13,20 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
-from verity_sdk.chunks import Limits, Watermark, chunked, closing
+from verity_sdk._moved import moved
+from verity_sdk.chunks import Limits, chunked, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
-from verity_sdk.position import NAME_RULE, is_valid_name
+from verity_sdk.position import FIRST_SINCE as FIRST_SINCE
+from verity_sdk.position import NAME_RULE, Watermark, is_valid_name
 from verity_sdk.times import as_utc, format_utc
 from verity_sdk.values import altered_header, has_null, hides_a_number, plain, publishable, shown
 
 logger = logging.getLogger(__name__)
-
-FIRST_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
-"""Where a connector starts that has no checkpoint."""
 
 RUN_LIMITS = Limits(events_max=1000, wait=timedelta(seconds=1))
 """So many events, or those of so long, are published before the checkpoint follows them."""
@@ -298,18 +297,6 @@ class BaseConnector(ABC):
         return connector_id
 
 
-def asked_since(last_ts: datetime, lookback: timedelta) -> datetime:
-    """What the stream application hands a plain connector as `since`.
-
-    Not before the first start's: nothing was published until then that could have late company.
-    """
-    try:
-        since = last_ts - lookback
-    except OverflowError:
-        since = datetime.min.replace(tzinfo=UTC)
-    return max(since, min(last_ts, FIRST_SINCE))
-
-
 class _Pass:
     """Publishing and checkpoints of one pass; the guarantees are those of `run()`."""
 
@@ -562,3 +549,7 @@ def _is_json(event: RawEvent) -> bool:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"asked_since": "verity_sdk.position.asked_since"})

@@ -16,9 +16,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from verity_sdk.clock import trusted
-from verity_sdk.connector_base import FIRST_SINCE, RawEvent
+from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_sdk.pages import Cursor, Gap, Page, Position, RejectedRecord
+from verity_sdk.position import FIRST_SINCE, earlier
 from verity_sdk.times import as_utc, format_utc, parse_utc
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ SILENCE_MAX = timedelta(seconds=1)
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 _MICROSECOND = timedelta(microseconds=1)
-_FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
@@ -249,13 +249,13 @@ def _turn(
     policy, name = stream.policy, stream.name
     oldest = None
     if policy.retention is not None:
-        oldest = _next_whole_second(_before(now, policy.retention))
+        oldest = _next_whole_second(earlier(now, policy.retention))
     begin = _whole_second(since)
     if oldest is not None and since <= FIRST_SINCE:
         # At a connector's first start nothing is missing: this is its beginning.
         begin = max(begin, oldest)
     place = places.get(name, _Place(begin, looked_back_at=now))
-    to_at = _before(now, policy.settle)
+    to_at = earlier(now, policy.settle)
     to_at = _whole_second(to_at if until is None else min(to_at, until))
     if place.through > now and name in places:
         logger.warning(
@@ -272,7 +272,7 @@ def _turn(
         timedelta(0) <= now - place.looked_back_at < policy.lookback_every
     )
     back = timedelta(0) if is_new else policy.lookback if is_deep else policy.relook
-    from_at = _before(place.through, back)
+    from_at = earlier(place.through, back)
     gap = None
     if oldest is not None:
         from_at = max(from_at, oldest)
@@ -417,7 +417,7 @@ def _complete_through(place: _Place, policy: WindowPolicy) -> datetime:
         # What comes later than a pass reads again is seen by the next lookback, not before.
         seen = min(seen, place.looked_back_at)
     # The last `relook` is still to be asked again, however late the vendor says events may come.
-    return complete_before(_before(seen, max(policy.lateness, policy.relook)))
+    return complete_before(earlier(seen, max(policy.lateness, policy.relook)))
 
 
 def complete_before(at: datetime) -> datetime:
@@ -426,7 +426,7 @@ def complete_before(at: datetime) -> datetime:
     What happens at `at` itself was not, and a source that cuts its times to seconds shows it as
     of the second's beginning: so it is the last microsecond before that.
     """
-    return _before(_whole_second(at), _MICROSECOND)
+    return earlier(_whole_second(at), _MICROSECOND)
 
 
 def _whole_second(at: datetime) -> datetime:
@@ -435,8 +435,3 @@ def _whole_second(at: datetime) -> datetime:
 
 def _next_whole_second(at: datetime) -> datetime:
     return at if at.microsecond == 0 else _whole_second(at) + _SECOND
-
-
-def _before(at: datetime, by: timedelta) -> datetime:
-    """`at - by`, but not before the year 1."""
-    return at - by if at - _FIRST > by else _FIRST

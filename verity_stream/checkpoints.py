@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from verity_sdk.connector_base import FIRST_SINCE
+from verity_sdk.position import FIRST_SINCE
 from verity_stream.database import database_errors
 from verity_stream.records import (
     POSITION,

@@ -25,8 +25,8 @@ from typing import Any, cast
 
 import structlog
 
-from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
+from verity_sdk.position import FIRST_SINCE, earlier
 from verity_sdk.times import format_utc
 from verity_stream.checkpoints import CheckpointStore, Persisted
 from verity_stream.draft import Draft, Outlet
@@ -50,7 +50,7 @@ from verity_stream.records import (
 )
 from verity_stream.seen import SLOT_IDS_MAX, SeenWindow
 from verity_stream.settings import ConnectorSpec, StreamSettings
-from verity_stream.source import Clock, RelayPage, Source, earlier
+from verity_stream.source import Clock, RelayPage, Source
 from verity_stream.start import after_loss, beginning, decide_start, lifted
 from verity_stream.status import State, Status, utc_now
 from verity_stream.topic_reader import TopicReader
@@ -428,18 +428,13 @@ class Relay:
         after = replace(
             before,
             version=before.version + 1,
-            last_ts=max(before.last_ts, page.last_ts),
-            cursor=page.cursor,
-            complete_through=page.complete_through,
+            last_ts=max(before.last_ts, page.reached.last_ts),
+            cursor=page.reached.cursor,
+            complete_through=page.reached.complete_through,
             collected_from=self._began_at(before, draft),
         )
-        is_moved = (after.last_ts, after.cursor, after.complete_through) != (
-            before.last_ts,
-            before.cursor,
-            before.complete_through,
-        )
         self._status.repeat_count += summary.repeat_count
-        if not draft.page.record_count and not is_moved:
+        if not draft.page.record_count and after.reached == before.reached:
             return True
         after = await self._publish(draft, summary, after)
         is_ours = await self._persist(after, before.version)

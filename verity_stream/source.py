@@ -10,15 +10,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
-from verity_sdk.chunks import Limits, Watermark, closing, filled, not_after
-from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent, asked_since
+from verity_sdk.chunks import Limits, closing, filled
+from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
+from verity_sdk.position import FIRST_SINCE, PlainPass, Reached, after_page, asked_since
 from verity_sdk.times import as_utc
 from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.draft import Draft
@@ -42,14 +43,12 @@ class RelayPage:
 
     Attributes:
         draft: The events, and what else the page carries.
-        last_ts: The watermark once this page is out.
-        cursor: In the form in which it is stored.
+        reached: How far the connector has come once this page is out; the cursor in the form in
+            which it is stored.
     """
 
     draft: Draft
-    last_ts: datetime
-    cursor: Any = None
-    complete_through: datetime | None = None
+    reached: Reached
 
 
 class Source(Protocol):
@@ -57,14 +56,6 @@ class Source(Protocol):
 
     def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass from this checkpoint; ends when caught up."""
-
-
-def earlier(at: datetime, by: timedelta) -> datetime:
-    """`at − by`, or the beginning of time."""
-    try:
-        return at - by
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)
 
 
 class PlainSource:
@@ -87,12 +78,7 @@ class PlainSource:
 
     async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass over `stream_audit_events(since)`."""
-        # What is dated later than this is ahead of what the source had shown, or happened during
-        # the pass: if it moved the watermark, what appears late would be passed by. It counts
-        # from the next pass on, also of a source that shows it only once.
-        began_at = self._clock()
-        met_before = self._met_at if self._met_at <= began_at else checkpoint.last_ts
-        watermark = Watermark(checkpoint.last_ts)
+        one_pass = PlainPass(checkpoint.last_ts, self._clock(), self._met_at)
         since = asked_since(checkpoint.last_ts, self._lookback)
         stream = _called(self._connector.stream_audit_events, since)
         if inspect.isawaitable(stream):
@@ -101,14 +87,9 @@ class PlainSource:
         drafts = filled(stream, new, self._limits)
         async with closing(drafts):
             async for draft, is_last in drafts:
-                watermark.pass_by(draft.times, began_at)
-                met = not_after(self._clock(), draft.times)
-                self._met_at = max(self._met_at, max(met, default=self._met_at))
-                last_ts = watermark.rests_at
-                if is_last:
-                    watermark.finish()
-                    last_ts = max(watermark.rests_at, met_before)
-                yield RelayPage(draft, last_ts)
+                reached = one_pass.after_page(draft.times, is_last=is_last, now=self._clock())
+                self._met_at = one_pass.met_at
+                yield RelayPage(draft, reached)
 
 
 class _Pages:
@@ -172,8 +153,8 @@ class PagedSource:
     async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
         """One pass over `fetch_pages(position)`."""
         position = Position(since=checkpoint.last_ts, cursor=given_cursor(checkpoint.cursor))
-        began_at = self._clock()  # As with a plain source, what is dated later moves nothing.
-        last_ts, complete_through = checkpoint.last_ts, checkpoint.complete_through
+        began_at = self._clock()
+        reached = checkpoint.reached
         stream = _called(self._connector.fetch_pages, position)
 
         def new() -> _Pages:
@@ -187,15 +168,15 @@ class PagedSource:
                 if pages.is_empty or pages.is_torn:
                     continue
                 self._warn_of_size(checkpoint.connector_id, pages.largest_bytes)
-                # A connector that knows how far it is complete says so; of another the
-                # newest time is the best there is.
-                reached = max(not_after(began_at, pages.draft.times), default=last_ts)
-                if pages.complete_through is not None:
-                    # Nobody can know it of what is still to come.
-                    complete_through = min(pages.complete_through, self._clock())
-                    reached = min(complete_through, began_at)
-                last_ts = max(last_ts, reached)
-                yield RelayPage(pages.draft, last_ts, pages.cursor, complete_through)
+                reached = after_page(
+                    reached,
+                    pages.draft.times,
+                    pages.cursor,
+                    pages.complete_through,
+                    began_at=began_at,
+                    now=self._clock(),
+                )
+                yield RelayPage(pages.draft, reached)
 
     def _warn_of_size(self, connector_id: str, size_bytes: int) -> None:
         """A page of the connector's that is too large by itself stays whole, and is said once."""

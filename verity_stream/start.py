@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Misconfigured
+from verity_sdk.position import FIRST_SINCE
 from verity_sdk.times import format_utc
 from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.records import CHECKPOINTS_TOPIC, Checkpoint

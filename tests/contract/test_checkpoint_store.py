@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from unit.test_cursors import CURSORS
 
 from verity_common.config import DatabaseSettings
-from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.errors import Unavailable
+from verity_sdk.position import FIRST_SINCE
 from verity_stream.checkpoints import Persisted, PostgresCheckpoints
 from verity_stream.cursors import given_cursor, stored_cursor
 from verity_stream.database import create_pool, migrate

@@ -25,8 +25,9 @@ from typing import Any
 from aiokafka.partitioner import murmur2
 from drafts import HASHER, ListPage
 
-from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
+from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
+from verity_sdk.position import FIRST_SINCE, Reached
 from verity_stream.checkpoints import Persisted, Provenance
 from verity_stream.draft import Draft
 from verity_stream.ids import IdHasher
@@ -436,7 +437,7 @@ class CursorSource:
             async with self._script.effect("fetch"):
                 newest = max(one.occurred_at for one in events[:end])
             draft = await draft_of(new_draft, events[max(0, start - self._overlap) : end])
-            yield RelayPage(draft, newest, cursor={"next": end})
+            yield RelayPage(draft, Reached(newest, {"next": end}))
             start = end
 
 

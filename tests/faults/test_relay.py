@@ -47,6 +47,7 @@ from hypothesis import strategies as st
 from verity_sdk.chunks import Limits
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, RejectedRecord
+from verity_sdk.position import Reached
 from verity_stream import relay as relay_module
 from verity_stream.checkpoints import Persisted
 from verity_stream.ids import IdHasher
@@ -836,7 +837,7 @@ class PagesSource:
             for record in page.rejected:
                 draft.reject(record)
             draft.gaps += page.gaps
-            yield RelayPage(draft, page.last_ts, page.cursor)
+            yield RelayPage(draft, Reached(page.last_ts, page.cursor))
 
 
 async def run_pages(world: World, *pages: GivenPage) -> None:
@@ -1085,9 +1086,8 @@ class PersistsFirst(Relay):
 
     async def _relay(self, page: RelayPage) -> bool:
         before, summary = self.checkpoint, await page.draft.finish()
-        after = replace(
-            before, version=before.version + 1, last_ts=page.last_ts, cursor=page.cursor
-        )
+        last_ts, cursor = page.reached.last_ts, page.reached.cursor
+        after = replace(before, version=before.version + 1, last_ts=last_ts, cursor=cursor)
         if not page.draft.page.record_count and after.cursor == before.cursor:
             return True
         if await self._store.persist(after, expected_version=before.version) is Persisted.FENCED:

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 from aiokafka import errors as kafka_errors
 
 from simulation import postgres
-from verity_sdk import chunks, clock, windows
+from verity_sdk import chunks, clock, position, windows
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_stream import (
     checkpoints,
@@ -265,7 +265,7 @@ def rests_on_newest(ground: Ground) -> None:
 
         return pass_by
 
-    ground.put(chunks.Watermark, "pass_by", make)
+    ground.put(position.Watermark, "pass_by", make)
 
 
 @plant(7, "lost late events")
@@ -281,7 +281,7 @@ def order_ignored(ground: Ground) -> None:
 
         return pass_by
 
-    ground.put(chunks.Watermark, "pass_by", make)
+    ground.put(position.Watermark, "pass_by", make)
 
 
 # source
@@ -1071,7 +1071,7 @@ def complete_before_lookback(ground: Ground) -> None:
 @plant(57, "lost late events (loss 3)")
 def future_moves(ground: Ground) -> None:
     """An event that is dated ahead moves the watermark."""
-    ground.put_function(chunks.not_after, lambda _: lambda _until, times: times)
+    ground.put_function(position.not_after, lambda _: lambda _until, times: times)
 
 
 @plant(58, "lost late events (loss 3)")
@@ -1094,7 +1094,7 @@ def clamped_when_out(ground: Ground) -> None:
         return pass_by
 
     ground.put(source.PlainSource, "__init__", noting)
-    ground.put(chunks.Watermark, "pass_by", make)
+    ground.put(position.Watermark, "pass_by", make)
 
 
 @plant(59, "edit lost (loss 7)")
@@ -1140,11 +1140,11 @@ def ids_from_raw(ground: Ground) -> None:
     """The ids of the lookback are those that the topics of events and dead letters still have."""
 
     async def remember(self: Any, checkpoint: Any, *, is_moved: bool) -> bool:
-        begin = source.earlier(checkpoint.last_ts, self._spec.lookback)
+        begin = position.earlier(checkpoint.last_ts, self._spec.lookback)
         await self._ensure_topics({IDS_TOPIC})
         self._window.expect(None, await self._ids.slots(self._spec.connector_id))
         if checkpoint.seen is not None:
-            since = source.earlier(begin, relay.PUBLISHED_MARGIN)
+            since = position.earlier(begin, relay.PUBLISHED_MARGIN)
             start = await self._reader.offsets_since(self._topics(), since)
             await self._recover(start, begin)
         return False

@@ -3,13 +3,13 @@
 import pytest
 
 from simulation.plants import PLANTS, planted
-from verity_sdk import chunks
+from verity_sdk import chunks, position
 from verity_stream import relay, source
 
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_what_it_replaces_is_there_and_comes_back(name: str) -> None:
-    modules = (chunks, relay, source, relay.Relay, source.PlainSource)
+    modules = (chunks, position, relay, source, relay.Relay, source.PlainSource)
     before = [dict(vars(one)) for one in modules]
     with planted(name):
         pass

@@ -15,8 +15,8 @@ from faults.test_relay import World
 
 from verity_sdk.chunks import Limits
 from verity_sdk.completeness import Completeness, completeness
-from verity_sdk.connector_base import FIRST_SINCE
 from verity_sdk.pages import Page, PagedConnector, Position
+from verity_sdk.position import FIRST_SINCE
 from verity_sdk.times import format_utc
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, Checkpoint
 from verity_stream.source import PagedSource

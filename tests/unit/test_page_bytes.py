@@ -109,7 +109,7 @@ def test_rejected_records_have_a_size_too() -> None:
     rejected = [RejectedRecord(b"x" * 60_000, "no JSON")]
     pages = asyncio.run(pages_of(Paged(*(Page([], {"n": n}, None, rejected) for n in range(4)))))
     assert [asyncio.run(page.draft.finish()).dead_count for page in pages] == [1, 0]
-    assert [page.cursor for page in pages] == [{"n": 1}, {"n": 3}]
+    assert [page.reached.cursor for page in pages] == [{"n": 1}, {"n": 3}]
 
 
 def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verity_sdk.clock import ClockDifference, clock_difference
-from verity_sdk.connector_base import FIRST_SINCE, RawEvent
+from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, Page, Position, RejectedRecord
+from verity_sdk.position import FIRST_SINCE
 from verity_sdk.times import parse_utc
 from verity_sdk.windows import (
     Fetched,

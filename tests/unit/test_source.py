@@ -22,10 +22,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from verity_sdk import chunks as chunks_module
-from verity_sdk.chunks import Limits, Watermark, chunked, filled
-from verity_sdk.connector_base import FIRST_SINCE, BaseConnector, RawEvent
+from verity_sdk.chunks import Limits, chunked, filled
+from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
+from verity_sdk.position import FIRST_SINCE, Watermark, earlier
 from verity_stream.draft import Draft
 from verity_stream.ids import hashes_of
 from verity_stream.records import (
@@ -37,7 +38,7 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.seen import SeenWindow
-from verity_stream.source import PagedSource, PlainSource, RelayPage, earlier, source_of
+from verity_stream.source import PagedSource, PlainSource, RelayPage, source_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -446,8 +447,8 @@ async def test_a_plain_pass_rests_behind_the_newest_until_it_ends() -> None:
     plain = Plain(event(1, 11), event(2, 12), event(3, 12), event(4, 13))
     pages = await pages_of(plain, lookback=5)
     assert ids_of(*pages) == ["e1", "e2", "e3", "e4"]
-    assert pages[0].last_ts == at(11)
-    assert pages[-1].last_ts == at(13)
+    assert pages[0].reached.last_ts == at(11)
+    assert pages[-1].reached.last_ts == at(13)
     assert plain.asked == [at(5)]
 
 
@@ -476,9 +477,9 @@ async def test_a_time_in_the_future_does_not_move_the_watermark() -> None:
     """Not even to now: what a sane event has not reached may still appear."""
     far = event(1, occurred_at=FAR)
     (page,) = await pages_of(Plain(far))
-    assert page.last_ts == at(10)
+    assert page.reached.last_ts == at(10)
     (page,) = await pages_of(Paged(Page([far], {"next": 1})))
-    assert page.last_ts == at(10)
+    assert page.reached.last_ts == at(10)
 
 
 @pytest.mark.parametrize("far_stands_at", range(4))
@@ -486,9 +487,9 @@ async def test_what_is_dated_ahead_leaves_the_sane_times_their_say(far_stands_at
     events = [event(number, 11 + number) for number in range(3)]
     events.insert(far_stands_at, event("far", occurred_at=FAR))
     pages = await pages_of(Plain(*events))
-    assert [page.last_ts for page in pages][-1] == at(13)
+    assert [page.reached.last_ts for page in pages][-1] == at(13)
     pages = await pages_of(Paged(*(Page([one], {"next": 1}) for one in events)))
-    assert [page.last_ts for page in pages][-1] == at(13)
+    assert [page.reached.last_ts for page in pages][-1] == at(13)
 
 
 async def test_what_happens_during_a_pass_moves_the_watermark_in_the_next_one() -> None:
@@ -501,9 +502,9 @@ async def test_what_happens_during_a_pass_moves_the_watermark_in_the_next_one() 
     ):
         clock.now = NOW
         source: Any = source_of(connector, timedelta(0), Limits(1, LONG), clock)
-        first = [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        first = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
         assert first[-1] == NOW
-        second = [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        second = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
         assert second[-1] == during.occurred_at
 
 
@@ -519,13 +520,13 @@ async def test_a_source_that_shows_what_happens_only_once_moves_its_watermark_to
     source: Any = source_of(Heartbeat(), timedelta(0), Limits(9, LONG), clock)
     rests = []
     for _ in range(4):
-        rests += [page.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        rests += [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
     assert rests == [at(10), *(NOW + timedelta(seconds=one) for one in (1, 2, 3))]
 
 
 async def test_complete_through_is_never_ahead_of_the_clock() -> None:
     (page,) = await pages_of(Paged(Page([event(1, 11)], {"next": 1}, FAR)))
-    assert (page.last_ts, page.complete_through) == (NOW, NOW)
+    assert (page.reached.last_ts, page.reached.complete_through) == (NOW, NOW)
 
 
 @pytest.mark.parametrize(
@@ -600,7 +601,7 @@ def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
             published.extend(ids_of(page))
             draft = page.draft
             window.remember(draft.hashes, draft.times_of_ids(clock()), clock())
-            checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.last_ts))
+            checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.reached.last_ts))
             window.forget_before(earlier(checkpoint.last_ts, lookback))
 
     async def scenario() -> None:
@@ -624,7 +625,7 @@ async def test_what_is_no_event_is_set_apart_with_the_reason() -> None:
     ]
     (page,) = await pages_of(Plain(*things), events_max=100)
     assert ids_of(page) == ["e1", "0"]
-    assert page.last_ts == at(14)
+    assert page.reached.last_ts == at(14)
     assert (await page.draft.finish()).dead_count == 4
     letters = [orjson.loads(one.value) for one in records_of(page) if "dead" in one.topic]
     assert [letter["reference"] for letter in letters] == [None, None, None, "e4"]
@@ -661,7 +662,11 @@ async def test_small_pages_are_coalesced_with_all_they_carry() -> None:
         events_max=100,
     )
     (page,) = pages
-    assert (page.last_ts, page.cursor, page.complete_through) == (at(20), {"next": 3}, at(20))
+    assert (page.reached.last_ts, page.reached.cursor, page.reached.complete_through) == (
+        at(20),
+        {"next": 3},
+        at(20),
+    )
     assert ids_of(page) == ["e1", "e2"]
     assert page.draft.times == [at(11), at(9)]
     assert await page.draft.finish() == PageSummary(2, 0, 1, 1)
@@ -689,7 +694,7 @@ def test_it_is_complete_as_far_as_the_last_page_that_says_so(
     pages = asyncio.run(pages_of(Paged(*given_pages), events_max=events_max))
     last: datetime | None = CHECKPOINT.complete_through
     wanted = [last := last if second is None else at(second) for second in said]
-    assert [page.complete_through for page in pages] == [
+    assert [page.reached.complete_through for page in pages] == [
         wanted[min(end, len(said)) - 1]
         for end in range(events_max, len(said) + events_max, events_max)
     ]
@@ -705,7 +710,7 @@ async def test_a_paged_pass_starts_from_the_stored_position() -> None:
 def test_a_paged_watermark_never_goes_back(offsets: Sequence[int], events_max: int) -> None:
     given_pages = [Page([event(n, second)], {"next": n}) for n, second in enumerate(offsets)]
     pages = asyncio.run(pages_of(Paged(*given_pages), events_max=events_max))
-    rests = [page.last_ts for page in pages]
+    rests = [page.reached.last_ts for page in pages]
     assert rests == sorted(rests)
     assert rests[-1:] == [at(max([10, *offsets]))][: len(rests)]
 
@@ -715,7 +720,7 @@ async def test_pages_before_an_error_come_out_first() -> None:
         Paged(Page([event(1)], {"next": 1}), Denied("no")), Limits(9, LONG), lambda: NOW
     )
     pages: Any = source.pages(CHECKPOINT, new_draft())
-    assert (await anext(pages)).cursor == {"next": 1}
+    assert (await anext(pages)).reached.cursor == {"next": 1}
     with pytest.raises(Denied):
         await anext(pages)
 
@@ -746,7 +751,7 @@ def test_what_goes_out_is_whole_however_it_was_cut(
             ids = ids_of(page)
             assert ids == [f"e{number}" for number in range(out, out + len(ids))]
             out += len(ids)
-            assert out == ends[page.cursor["next"]], "events and cursor of different pages"
+            assert out == ends[page.reached.cursor["next"]], "events and cursor of different pages"
             handed_over.append((page.draft, ids))
             for _ in range(slow):
                 await asyncio.sleep(0)
@@ -792,5 +797,5 @@ async def test_a_cursor_that_the_connector_goes_on_using_is_the_one_of_its_page(
     async for page in source.pages(CHECKPOINT, new_draft()):
         for _ in range(5):
             await asyncio.sleep(0)  # The relay publishes meanwhile.
-        cursors.append(dict(page.cursor))
+        cursors.append(dict(page.reached.cursor))
     assert cursors == [{"next": 1}, {"next": 2}, {"next": 3}]

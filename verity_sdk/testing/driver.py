@@ -1,8 +1,8 @@
 """The relay in memory: it drives a connector as the stream application does, and can crash.
 
 It keeps the position, publishes a page as a whole, drops repeats by id within the lookback, and
-comes back after `Unavailable`. The rules are those of `verity_stream`'s source, relay and seen
-window, so that what passes here passes there.
+comes back after `Unavailable`. How far a page moves the position it asks where the stream
+application asks, `verity_sdk.position`, so that what passes here passes there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from verity_sdk.chunks import Watermark, closing, not_after
-from verity_sdk.connector_base import BaseConnector, RawEvent, asked_since
+from verity_sdk.chunks import closing
+from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
+from verity_sdk.position import PlainPass, Reached, after_page, asked_since, earlier
 from verity_sdk.testing.source import SourceUnderTest, declared
 from verity_sdk.times import as_utc
 
@@ -47,9 +48,17 @@ class State:
     cursor: str | None = None
     complete_through: datetime | None = None
 
-    def position(self) -> Position:
-        """As the connector gets it."""
-        return Position(self.last_ts, None if self.cursor is None else json.loads(self.cursor))
+    @property
+    def reached(self) -> Reached:
+        """With the cursor as the connector gets it."""
+        cursor = None if self.cursor is None else json.loads(self.cursor)
+        return Reached(self.last_ts, cursor, self.complete_through)
+
+    @classmethod
+    def of(cls, reached: Reached) -> State:
+        """How far the connector has come, as it is stored."""
+        cursor = None if reached.cursor is None else json.dumps(reached.cursor, allow_nan=False)
+        return cls(reached.last_ts, cursor, reached.complete_through)
 
 
 @dataclass(slots=True)
@@ -133,45 +142,49 @@ class Collector:
         ending = asyncio.timeout(self.pass_seconds_max)
         try:
             async with ending, closing(steps := self._steps(connector)):
-                async for page, last_ts in steps:
+                async for page, reached in steps:
                     # Publishing waits, too: a worker may die before it and after it.
                     await asyncio.sleep(0)
-                    self._publish(page, last_ts, lookback)
+                    self._publish(page, reached, lookback)
                     await asyncio.sleep(0)
         except TimeoutError as error:
             if not ending.expired():
                 raise
             raise LawBroken(f"the pass did not end within {self.pass_seconds_max:g} s") from error
 
-    def _steps(self, connector: BaseConnector) -> AsyncIterator[tuple[Page, datetime]]:
+    def _steps(self, connector: BaseConnector) -> AsyncIterator[tuple[Page, Reached]]:
         if isinstance(connector, PagedConnector):
             return self._paged(connector)
         return self._plain(connector)
 
-    async def _paged(self, connector: PagedConnector) -> AsyncIterator[tuple[Page, datetime]]:
-        began_at = self.source.now()
-        pages = connector.fetch_pages(self.state.position())
+    async def _paged(self, connector: PagedConnector) -> AsyncIterator[tuple[Page, Reached]]:
+        began_at, reached = self.source.now(), self.state.reached
+        pages = connector.fetch_pages(Position(reached.last_ts, reached.cursor))
         async with closing(pages):
             async for page in pages:
-                times = [as_utc(event.occurred_at) for event in page.events]
-                reached = max(not_after(began_at, times), default=self.state.last_ts)
-                if page.complete_through is not None:
-                    reached = min(as_utc(page.complete_through), began_at)
-                yield page, max(self.state.last_ts, reached)
+                through = page.complete_through
+                reached = after_page(
+                    reached,
+                    [as_utc(event.occurred_at) for event in page.events],
+                    page.cursor,
+                    None if through is None else as_utc(through),
+                    began_at=began_at,
+                    now=self.source.now(),
+                )
+                yield page, reached
 
-    async def _plain(self, connector: BaseConnector) -> AsyncIterator[tuple[Page, datetime]]:
+    async def _plain(self, connector: BaseConnector) -> AsyncIterator[tuple[Page, Reached]]:
         lookback = declared(self.source, connector, "lookback") or timedelta(0)
-        watermark, began_at = Watermark(self.state.last_ts), self.source.now()
+        one_pass = PlainPass(self.state.last_ts, self.source.now())
         stream: Any = connector.stream_audit_events(asked_since(self.state.last_ts, lookback))
         if inspect.isawaitable(stream):
             stream = await stream
         waiting: list[RawEvent] = []
 
-        def page(*, is_last: bool) -> tuple[Page, datetime]:
-            watermark.pass_by([as_utc(event.occurred_at) for event in waiting], began_at)
-            if is_last:
-                watermark.finish()
-            return Page(tuple(waiting), cursor={}), watermark.rests_at
+        def page(*, is_last: bool) -> tuple[Page, Reached]:
+            times = [as_utc(event.occurred_at) for event in waiting]
+            reached = one_pass.after_page(times, is_last=is_last, now=self.source.now())
+            return Page(tuple(waiting), cursor={}), reached
 
         async with closing(stream):
             async for event in stream:
@@ -181,7 +194,7 @@ class Collector:
                     waiting.clear()
         yield page(is_last=True)
 
-    def _publish(self, page: Page, last_ts: datetime, lookback: timedelta) -> None:
+    def _publish(self, page: Page, reached: Reached, lookback: timedelta) -> None:
         before = self.state
         fresh: dict[str, RawEvent] = {}
         for event in page.events:
@@ -189,11 +202,7 @@ class Collector:
                 self.dropped_count += 1
             else:
                 fresh[str(event.event_id)] = event
-        self.state = State(
-            last_ts,
-            json.dumps(page.cursor, allow_nan=False),
-            page.complete_through or before.complete_through,
-        )
+        self.state = State.of(reached)
         self.pages_count += 1
         self.events.update(fresh)
         self.published_counts.update(fresh.keys())
@@ -203,7 +212,7 @@ class Collector:
             newest_at = max(as_utc(event.occurred_at) for event in fresh.values())
             self._seen.update(fresh.keys())
             self._window.append((newest_at, tuple(fresh)))
-        self._forget_before(_earlier(last_ts, lookback))
+        self._forget_before(earlier(reached.last_ts, lookback))
         if self.on_page is not None:
             self.on_page(page, tuple(fresh.values()), before)
 
@@ -308,10 +317,3 @@ async def opened(source: SourceUnderTest) -> AsyncIterator[BaseConnector]:
         close = getattr(connector, "close", None)
         if close is not None:
             await close()
-
-
-def _earlier(at: datetime, by: timedelta) -> datetime:
-    try:
-        return at - by
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)

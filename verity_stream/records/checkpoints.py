@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from verity_sdk.completeness import order_of
+from verity_sdk.position import Reached
 from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_stream.records.record import (
     CHECKPOINTS_TOPIC,
@@ -76,6 +77,11 @@ class Checkpoint:
     seen: Seen | SeenInTopics | None = None
     collected_from: datetime | None = None
     is_edited: bool = field(default=False, compare=False)
+
+    @property
+    def reached(self) -> Reached:
+        """How far the connector has come: what its next page is judged by."""
+        return Reached(self.last_ts, self.cursor, self.complete_through)
 
     def differences(self, other: Checkpoint) -> tuple[str, ...]:
         """The fields in which another view of the connector's position differs; none: the same.

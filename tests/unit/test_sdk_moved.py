@@ -1,0 +1,36 @@
+"""Public names that moved: the old ones lead to the new ones for one release, and say so."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+
+import pytest
+
+MOVED = {
+    "verity_sdk.chunks.Watermark": "verity_sdk.position.Watermark",
+    "verity_sdk.chunks.not_after": "verity_sdk.position.not_after",
+    "verity_sdk.connector_base.asked_since": "verity_sdk.position.asked_since",
+}
+
+
+def found(name: str) -> object:
+    """What stands under a dotted name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_the_old_name_leads_to_the_new_one_and_warns(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is {new} now") as seen:
+        there = found(old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert there is found(new)
+    assert {one.filename for one in seen} == {__file__}, "it names who used the old name"
+
+
+@pytest.mark.parametrize("module", sorted({old.rpartition(".")[0] for old in MOVED}))
+def test_a_name_that_never_was_is_an_attribute_error(module: str) -> None:
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
+        found(f"{module}.nothing")
