@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.workload import MemoryConnector
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.database import create_pool, migrate
 from verity_stream.id_log import KafkaIdLog

@@ -109,7 +109,7 @@ async def specification(bench: Bench, workload: Workload) -> Measured:
 
 
 async def sdk_run(bench: Bench, workload: Workload) -> Measured:
-    """`BaseConnector.run()`: at least once, acknowledgements and upsert a chunk of 1,000."""
+    """`BaseConnector.run()`: at least once, acknowledgements and upsert a batch of 1,000."""
     platform = workload.on_new_platform()
     async with bench.topic(platform) as topic, create_producer(bench.settings.kafka) as producer:
         config = {"connector_id": platform, "events": workload.events}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from verity_sdk._moved import moved
-from verity_sdk.chunks import Limits, chunked, closing
+from verity_sdk.batches import Limits, batched, closing
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable, VerityError
 from verity_sdk.position import FIRST_SINCE as FIRST_SINCE
 from verity_sdk.position import NAME_RULE, Watermark, is_valid_name
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 RUN_LIMITS = Limits(events_max=1000, wait=timedelta(seconds=1))
 """So many events, or those of so long, are published before the checkpoint follows them."""
 ACK_SECONDS_MAX = 120.0
-"""How long Kafka may take to acknowledge a chunk; an idempotent producer alone waits for ever."""
+"""How long Kafka may take to acknowledge a batch; an idempotent producer alone waits for ever."""
 DATABASE_SECONDS_MAX = 30.0
 """How long reading or writing the checkpoint may take."""
 
@@ -220,10 +220,10 @@ class BaseConnector(ABC):
         if inspect.isawaitable(stream):
             stream = await stream
         one_pass = _Pass(self, since)
-        chunks = chunked(stream, RUN_LIMITS)
-        async with closing(chunks):
+        batches = batched(stream, RUN_LIMITS)
+        async with closing(batches):
             try:
-                async for events, is_last in chunks:
+                async for events, is_last in batches:
                     for event in events:
                         await one_pass.publish(event)
                     await one_pass.settle(is_last=is_last)
@@ -359,7 +359,7 @@ class _Pass:
         return await ack if inspect.isawaitable(ack) else ack
 
     async def settle(self, *, is_last: bool) -> None:
-        """Await what Kafka owes of the chunk, then move the checkpoint as far as it may rest."""
+        """Await what Kafka owes of the batch, then move the checkpoint as far as it may rest."""
         # The order is the guarantee: send, await the broker, then move the checkpoint.
         await self._await_acks()
         if is_last:
@@ -467,7 +467,7 @@ class _Pass:
         failures = [(event_id, _error_of(ack)) for event_id, ack in acks]
         failed = [(event_id, reason) for event_id, reason in failures if reason is not None]
         if failed:
-            # Some of the chunk are out and some are not: no place in it is safe to rest on.
+            # Some of the batch are out and some are not: no place in it is safe to rest on.
             self._must_stay = True
             event_id, reason = failed[0]
             where = f"and {len(failed) - 1} more of {len(acks)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.clock import ClockDifference, clock_difference
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from verity_sdk.chunks import Limits, chunked
+from verity_sdk.batches import Limits, batched
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import SnapshotGap, SnapshotScope
@@ -72,18 +72,18 @@ async def publish_snapshot(
     log = logger.bind(connector_id=spec.connector_id)
     await _publish(publisher, [start_record(origin, result)])
     encode = _Encoder(spec, settings, origin, result)
-    grants: Any = chunked(connector.snapshot_permissions(), limits)
+    grants: Any = batched(connector.snapshot_permissions(), limits)
     async with aclosing(grants):
         while True:
             try:
-                chunk, _ = await anext(grants)
+                batch, _ = await anext(grants)
             except StopAsyncIteration:
                 break
             except Exception as error:
                 log.exception("snapshot.failed", scope="*")
                 result.gaps.append(SnapshotGap("*", clean(f"{type(error).__name__}: {error}")))
                 break
-            records = list(encode(chunk))
+            records = list(encode(batch))
             if records:
                 await _publish(publisher, records)
     await _publish(publisher, [end_record(origin, result, clock())])
@@ -114,8 +114,8 @@ class _Encoder:
         self._bytes_max = settings.kafka.max_record_bytes
         self._has_warned = False
 
-    def __call__(self, chunk: Sequence[Any]) -> Iterator[Record]:
-        for item in chunk:
+    def __call__(self, batch: Sequence[Any]) -> Iterator[Record]:
+        for item in batch:
             if isinstance(item, SnapshotGap):
                 self._result.gaps.append(SnapshotGap(clean(item.scope), clean(item.reason)))
             elif isinstance(item, SnapshotScope):

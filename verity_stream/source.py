@@ -1,6 +1,6 @@
 """One adapter for both kinds of connector: whatever it yields becomes pages for the relay.
 
-A plain connector's events and a paged connector's pages both go through `filled`, which
+A plain connector's events and a paged connector's pages both go through `batched_into`, which
 gathers them into drafts of a useful size, in events and in bytes, without making a quiet source
 wait, and fills the next one while the relay publishes the one before.
 """
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from verity_sdk.chunks import Limits, closing, filled
+from verity_sdk.batches import Limits, batched_into, closing
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.position import FIRST_SINCE, PlainPass, Reached, after_page, asked_since
@@ -84,7 +84,7 @@ class PlainSource:
         if inspect.isawaitable(stream):
             stream = _opened(stream)
         new = partial(new_draft, self._limits.events_max, self._page_bytes)
-        drafts = filled(stream, new, self._limits)
+        drafts = batched_into(stream, new, self._limits)
         async with closing(drafts):
             async for draft, is_last in drafts:
                 reached = one_pass.after_page(draft.times, is_last=is_last, now=self._clock())
@@ -161,7 +161,7 @@ class PagedSource:
             draft = new_draft(self._limits.events_max, self._page_bytes)
             return _Pages(draft, self._limits.events_max)
 
-        gathered = filled(stream, new, self._limits)
+        gathered = batched_into(stream, new, self._limits)
         async with closing(gathered):
             async for pages, _ in gathered:
                 # What adding a page failed for follows as an error; all of it is asked for again.

@@ -33,7 +33,7 @@ from verity_sdk import (
     parse_utc,
 )
 from verity_sdk import connector_base as module
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CONNECTOR_ID = "acme-1"

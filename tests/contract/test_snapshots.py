@@ -13,7 +13,7 @@ import structlog.testing
 from contract.streams import AT, create, kafka_settings, new_name, publisher, stream_settings
 from workers import committed
 
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot
 from verity_sdk.errors import Denied
 from verity_sdk.pages import SnapshotGap, SnapshotScope

@@ -44,7 +44,7 @@ from faults.memory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_sdk.position import Reached

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 from aiokafka import errors as kafka_errors
 
 from simulation import postgres
-from verity_sdk import chunks, clock, position, windows
+from verity_sdk import batches, clock, position, windows
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
 from verity_stream import (
     checkpoints,
@@ -141,36 +141,36 @@ def answering(answer: Any) -> Callable[[Any], Any]:
 async def _nothing(*_: Any, **__: Any) -> None: ...
 
 
-# chunks: one basket is filled while another is on its way
+# batches: one batch is filled while another is on its way
 
 
 def filled_with(bug: str) -> Any:
-    """`filled`, with one bug of those below."""
+    """`batched_into`, with one bug of those below."""
 
-    async def filled(items: Any, new: Any, limits: Any) -> AsyncIterator[tuple[Any, bool]]:
-        basket = new()
+    async def batched_into(items: Any, new: Any, limits: Any) -> AsyncIterator[tuple[Any, bool]]:
+        batch = new()
         has_some, is_full, has_room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         adding = asyncio.Lock()
 
         async def add(item: Any) -> None:
             if bug == "add_unlocked":
-                waiting = basket.add(item)
+                waiting = batch.add(item)
                 if waiting is not None:
                     async with adding:
                         await waiting
                 return
             async with adding:
-                waiting = basket.add(item)
+                waiting = batch.add(item)
                 if waiting is not None:
                     await waiting
 
         async def gather() -> None:
             try:
-                async with chunks.closing(items):
+                async with batches.closing(items):
                     async for item in items:
                         await add(item)
                         has_some.set()
-                        if basket.is_full:
+                        if batch.is_full:
                             is_full.set()
                             if bug != "no_room":
                                 has_room.clear()
@@ -196,16 +196,16 @@ def filled_with(bug: str) -> Any:
                     pass
                 was_full = is_full.is_set()
                 if bug == "swap_unlocked":
-                    done, basket = basket, new()
+                    done, batch = batch, new()
                 else:
                     async with adding:
-                        done, basket = basket, new()
+                        done, batch = batch, new()
                 has_ended = gathering.done()
                 if not has_ended:
                     has_some.clear()
                     is_full.clear()
                     has_room.set()
-                error = chunks._error_of(gathering) if has_ended else None
+                error = batches._error_of(gathering) if has_ended else None
                 if bug == "last_dropped" and not was_full:
                     done = new()
                 is_last = has_ended and (error is None or bug == "error_is_end")
@@ -217,41 +217,41 @@ def filled_with(bug: str) -> Any:
                     return
         finally:
             gathering.cancel()
-            await asyncio.wait({gathering}, timeout=chunks.ABANDON_SECONDS)
+            await asyncio.wait({gathering}, timeout=batches.ABANDON_SECONDS)
             if gathering.done() and not gathering.cancelled():
                 gathering.exception()
 
-    return filled
+    return batched_into
 
 
 @plant(1, "lost, torn")
 def add_unlocked(ground: Ground) -> None:
-    """An item is added to a basket that was handed over meanwhile."""
-    ground.put_function(chunks.filled, lambda _: filled_with("add_unlocked"))
+    """An item is added to a batch that was handed over meanwhile."""
+    ground.put_function(batches.batched_into, lambda _: filled_with("add_unlocked"))
 
 
 @plant(2, "torn")
 def swap_unlocked(ground: Ground) -> None:
-    """A basket is handed over while an item is on its way into it."""
-    ground.put_function(chunks.filled, lambda _: filled_with("swap_unlocked"))
+    """A batch is handed over while an item is on its way into it."""
+    ground.put_function(batches.batched_into, lambda _: filled_with("swap_unlocked"))
 
 
 @plant(3, "lost")
 def last_dropped(ground: Ground) -> None:
-    """A basket that is not full is dropped."""
-    ground.put_function(chunks.filled, lambda _: filled_with("last_dropped"))
+    """A batch that is not full is dropped."""
+    ground.put_function(batches.batched_into, lambda _: filled_with("last_dropped"))
 
 
 @plant(4, "memory bound")
 def no_room(ground: Ground) -> None:
-    """A full basket is filled on."""
-    ground.put_function(chunks.filled, lambda _: filled_with("no_room"))
+    """A full batch is filled on."""
+    ground.put_function(batches.batched_into, lambda _: filled_with("no_room"))
 
 
 @plant(5, "watermark too far")
 def error_is_end(ground: Ground) -> None:
     """What was gathered before an error is taken for the end of the pass."""
-    ground.put_function(chunks.filled, lambda _: filled_with("error_is_end"))
+    ground.put_function(batches.batched_into, lambda _: filled_with("error_is_end"))
 
 
 @plant(6, "lost ties of a strict source")
@@ -316,7 +316,7 @@ class _Halved:
         return getattr(self._connector, name)
 
     async def fetch_pages(self, position: Any) -> Any:
-        async with chunks.closing(pages := self._connector.fetch_pages(position)):
+        async with batches.closing(pages := self._connector.fetch_pages(position)):
             async for page in pages:
                 middle = len(page.events) // 2
                 if middle:
@@ -1124,7 +1124,7 @@ def read_within_a_time(ground: Ground) -> None:
         async def read(self: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
             time = asyncio.get_running_loop().time
             ends_at = time() + self._stall_seconds
-            async with chunks.closing(reading := before(self, *args, **options)):
+            async with batches.closing(reading := before(self, *args, **options)):
                 async for found in reading:
                     if time() > ends_at:
                         raise Unavailable("reading back took too long")

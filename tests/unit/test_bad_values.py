@@ -22,7 +22,7 @@ from drafts import ListPage, outlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_stream.draft import Draft

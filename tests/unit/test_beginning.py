@@ -13,7 +13,7 @@ import pytest
 from faults.memory import CONNECTOR, NOW, PLATFORM, Effect, Platform, Script, event
 from faults.test_relay import World
 
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.completeness import Completeness, completeness
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.position import FIRST_SINCE

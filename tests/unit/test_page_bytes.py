@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_sdk import BaseConnector, Page, PagedConnector, RawEvent, RejectedRecord
-from verity_sdk.chunks import Limits, chunked
+from verity_sdk.batches import Limits, batched
 from verity_sdk.errors import Unavailable
 from verity_stream.records import Checkpoint
 from verity_stream.source import RelayPage, source_of
@@ -165,7 +165,7 @@ async def test_what_would_end_the_event_loop_is_an_error_of_the_source(
         yield 1
         raise error
 
-    items: Any = chunked(source(), Limits(9, LONG))
+    items: Any = batched(source(), Limits(9, LONG))
     assert await anext(items) == ([1], False)
     with pytest.raises(RuntimeError, match=type(error).__name__):
         await anext(items)

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from verity_sdk import BaseConnector, Denied, Malformed, Misconfigured, RawEvent, Unavailable
 from verity_sdk import connector_base as module
-from verity_sdk.chunks import Limits
+from verity_sdk.batches import Limits
 from verity_sdk.pages import Page, PagedConnector, Position
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,7 +8,13 @@ from importlib import import_module
 import pytest
 
 MOVED = {
+    "verity_sdk.chunks.ABANDON_SECONDS": "verity_sdk.batches.ABANDON_SECONDS",
+    "verity_sdk.chunks.Basket": "verity_sdk.batches.Batch",
+    "verity_sdk.chunks.Limits": "verity_sdk.batches.Limits",
     "verity_sdk.chunks.Watermark": "verity_sdk.position.Watermark",
+    "verity_sdk.chunks.chunked": "verity_sdk.batches.batched",
+    "verity_sdk.chunks.closing": "verity_sdk.batches.closing",
+    "verity_sdk.chunks.filled": "verity_sdk.batches.batched_into",
     "verity_sdk.chunks.not_after": "verity_sdk.position.not_after",
     "verity_sdk.connector_base.asked_since": "verity_sdk.position.asked_since",
 }

@@ -21,8 +21,8 @@ from drafts import HASHER, ListPage, new_draft, outlet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from verity_sdk import chunks as chunks_module
-from verity_sdk.chunks import Limits, chunked, filled
+from verity_sdk import batches as batches_module
+from verity_sdk.batches import Limits, ListBatch, batched, batched_into
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
@@ -79,7 +79,7 @@ async def gathered(items: Any, limits: Limits) -> tuple[list[Any], bool, BaseExc
     lists: list[Any] = []
     flags = [False]
     try:
-        async for chunk, is_last in chunked(items, limits):
+        async for chunk, is_last in batched(items, limits):
             lists.append(chunk)
             flags.append(is_last)
     except Exception as error:  # noqa: BLE001 - the test looks at it
@@ -87,13 +87,13 @@ async def gathered(items: Any, limits: Limits) -> tuple[list[Any], bool, BaseExc
     return lists, flags[-1], None
 
 
-# chunked
+# batched
 
 
 @given(st.lists(st.integers(1, 4), max_size=30), st.integers(1, 6))
 def test_lists_keep_the_order_and_their_bound(given_items: list[int], bound: int) -> None:
     async def scenario() -> list[list[int]]:
-        items = chunked(yielding(*given_items), Limits(bound, LONG))
+        items = batched(yielding(*given_items), Limits(bound, LONG))
         flags = []
         lists = []
         async for chunk, is_last in items:
@@ -123,7 +123,7 @@ async def test_what_came_before_an_error_comes_out_first(error: Exception, befor
 
 async def test_a_quiet_source_does_not_hold_back_what_it_yielded() -> None:
     quiet = asyncio.Event()
-    items: Any = chunked(yielding(1, quiet.wait, 2), Limits(9, timedelta(0)))
+    items: Any = batched(yielding(1, quiet.wait, 2), Limits(9, timedelta(0)))
     assert await anext(items) == ([1], False)
     quiet.set()
     assert await anext(items) == ([2], True)
@@ -152,7 +152,7 @@ async def test_the_source_is_read_ahead_by_one_list_at_most() -> None:
             read.append(number)
             yield number
 
-    items: Any = chunked(source(), Limits(3, LONG))
+    items: Any = batched(source(), Limits(3, LONG))
     await anext(items)
     for _ in range(50):
         await asyncio.sleep(0)
@@ -171,7 +171,7 @@ async def test_the_source_is_closed_with_its_consumer(stop: str) -> None:
         finally:
             closed.set()
 
-    items: Any = chunked(source(), Limits(9, timedelta(0)))
+    items: Any = batched(source(), Limits(9, timedelta(0)))
     await anext(items)
     if stop == "close":
         await items.aclose()
@@ -187,7 +187,7 @@ async def test_the_source_is_closed_with_its_consumer(stop: str) -> None:
 async def test_a_source_that_ignores_its_cancellation_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(chunks_module, "ABANDON_SECONDS", 0.01)
+    monkeypatch.setattr(batches_module, "ABANDON_SECONDS", 0.01)
     let_go = asyncio.Event()
 
     async def stubborn() -> None:
@@ -199,12 +199,12 @@ async def test_a_source_that_ignores_its_cancellation_is_left_behind(
 
     added: list[int] = []
 
-    class Noted(chunks_module._List[int]):
+    class Noted(ListBatch[int]):
         def add(self, item: int, /) -> None:
             added.append(item)
             super().add(item)
 
-    items: Any = filled(yielding(1, stubborn, 2), lambda: Noted(9), Limits(9, timedelta(0)))
+    items: Any = batched_into(yielding(1, stubborn, 2), lambda: Noted(9), Limits(9, timedelta(0)))
     await anext(items)
     await asyncio.wait_for(items.aclose(), 5)
     assert "left behind" in caplog.text
@@ -226,7 +226,7 @@ async def test_a_source_that_fails_while_it_is_closed_leaves_no_noise(
         finally:
             raise OSError("the connection was gone already")
 
-    items: Any = chunked(source(), Limits(9, timedelta(0)))
+    items: Any = batched(source(), Limits(9, timedelta(0)))
     await anext(items)
     with caplog.at_level(logging.ERROR, "asyncio"):
         await items.aclose()
@@ -236,7 +236,7 @@ async def test_a_source_that_fails_while_it_is_closed_leaves_no_noise(
     assert caplog.records == []
 
 
-class SlowBasket:
+class SlowBatch:
     """Takes an item in in two steps, between which others have their turn."""
 
     def __init__(self) -> None:
@@ -255,7 +255,7 @@ class SlowBasket:
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 3))
 def test_a_basket_that_was_handed_over_is_never_added_to(waits: list[bool], slow: int) -> None:
-    """Whenever it is handed over: what came later would be in no basket that goes out."""
+    """Whenever it is handed over: what came later would be in no batch that goes out."""
     given_items = list(range(len(waits)))
     things = [
         thing
@@ -263,20 +263,20 @@ def test_a_basket_that_was_handed_over_is_never_added_to(waits: list[bool], slow
         for thing in ([lambda: asyncio.sleep(0)] if is_waiting else []) + [number]
     ]
 
-    async def scenario() -> tuple[list[SlowBasket], list[list[int]]]:
-        baskets, handed_over = [], []
+    async def scenario() -> tuple[list[SlowBatch], list[list[int]]]:
+        batches, handed_over = [], []
         limits = Limits(10, timedelta(0))
-        async for basket, _ in filled(yielding(*things), SlowBasket, limits):
-            baskets.append(basket)
-            handed_over.append(list(basket.items))
-            assert basket.halves == 2 * len(basket.items)
+        async for batch, _ in batched_into(yielding(*things), SlowBatch, limits):
+            batches.append(batch)
+            handed_over.append(list(batch.items))
+            assert batch.halves == 2 * len(batch.items)
             for _ in range(slow):
                 await asyncio.sleep(0)
-        return baskets, handed_over
+        return batches, handed_over
 
-    baskets, handed_over = asyncio.run(scenario())
+    batches, handed_over = asyncio.run(scenario())
     assert [item for items in handed_over for item in items] == given_items
-    assert [basket.items for basket in baskets] == handed_over
+    assert [batch.items for batch in batches] == handed_over
 
 
 # Watermark

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from verity_sdk.chunks import closing
+from verity_sdk.batches import closing
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord

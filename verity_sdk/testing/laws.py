@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import pytest
 
-from verity_sdk.chunks import closing
+from verity_sdk.batches import closing
 from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
