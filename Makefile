@@ -17,7 +17,7 @@ SIMULATE = $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(P
 	$(if $(PLANT),--plant $(PLANT)) $(if $(PLANTS),--plants $(PLANTS)) $(if $(SIZE),--size $(SIZE))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all test check sweep simulate bench lock clean
+.PHONY: help demo demo-all test check docs sweep simulate bench lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that ever
 	$(BIN)/lint-imports
 	@echo "== tests are found, all in one run"
 	@said=$$($(BIN)/python -m pytest tests --collect-only --quiet) || { echo "$$said"; exit 1; }
+
+docs: $(STAMP)  ## Write the parts of the documents that are made from the code anew
+	PYTHONPATH=tests $(BIN)/python -m documents
 
 sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick|full)
 	@echo "== fault sweep ($(SWEEP))"

@@ -13,29 +13,44 @@ __all__ = ["DatabaseSettings", "KafkaSettings", "VerityConfig"]
 
 
 class DatabaseSettings(BaseModel):
-    """Where Postgres is and how long it is waited for; `VERITY_DATABASE__<NAME>`.
-
-    Attributes:
-        dsn: Address and credentials, never shown.
-        pool_size_min: Connections of the worker's own that are kept open.
-        pool_size_max: … at most. Ten workers with their connectors' pools, and some commands of
-            `verity` beside them, fit a server with its default of 100 connections.
-        connector_pool_size_max: Connections at most of the pool that a worker's connectors get;
-            none is open until one is used.
-        connect_timeout_seconds: How long opening a connection may take.
-        acquire_timeout_seconds: How long waiting for a free connection of a pool may take.
-        command_timeout_seconds: How long one statement may take.
-    """
+    """Where Postgres is and how long it is waited for; `VERITY_DATABASE__<NAME>`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    dsn: SecretStr = SecretStr("postgresql://verity:verity@localhost/verity")
-    pool_size_min: int = Field(default=1, ge=0, le=1000)
-    pool_size_max: int = Field(default=5, ge=1, le=1000)
-    connector_pool_size_max: int = Field(default=3, ge=1, le=1000)
-    connect_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
-    acquire_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
-    command_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
+    dsn: SecretStr = Field(
+        default=SecretStr("postgresql://verity:verity@localhost/verity"),
+        description="Address and credentials; never shown.",
+    )
+    pool_size_min: int = Field(
+        default=1, ge=0, le=1000, description="Connections of a worker's own that are kept open."
+    )
+    pool_size_max: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Connections of a worker for its own work, at most. Ten workers with their "
+        "connectors' pools, and some commands beside them, fit a server with 100 connections, "
+        "its default.",
+    )
+    connector_pool_size_max: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Connections that a worker's connectors share as `db_pool`, at most; none is "
+        "open until one is used.",
+    )
+    connect_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="How long opening a connection may take."
+    )
+    acquire_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long waiting for a free connection of a pool may take.",
+    )
+    command_timeout_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="How long one statement may take."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,5 +77,10 @@ class VerityConfig(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
-    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    kafka: KafkaSettings = Field(
+        default_factory=KafkaSettings, description="How to reach Kafka: a group of its own."
+    )
+    database: DatabaseSettings = Field(
+        default_factory=DatabaseSettings,
+        description="Verity's own Postgres: a group of its own.",
+    )

@@ -35,38 +35,58 @@ _REQUEST_BYTES_MIN = 1_048_576
 
 
 class KafkaSettings(BaseModel):
-    """How to reach Kafka; as environment variables `VERITY_KAFKA__<NAME>`.
-
-    Attributes:
-        bootstrap_servers: `host:port`, several with commas between.
-        security_protocol: How the connection is protected.
-        sasl_mechanism: How to log in where the protocol is a `SASL_…` one.
-        sasl_username: Who logs in.
-        sasl_password: With what; never shown.
-        ssl_cafile: The authorities that are trusted, as a PEM file; without it the system's.
-        request_timeout_seconds: How long one request may take.
-        replication_factor: Of topics that are created.
-        event_partitions: Of topics that are created, but the one of checkpoints.
-        max_record_bytes: The longest value that is published; the broker's `max.message.bytes`
-            must have room for it.
-        compression_type: Of what is published; all but gzip need the package `cramjam`.
-        client_id: How the brokers call this program in their logs and quotas.
-    """
+    """How to reach Kafka; as environment variables `VERITY_KAFKA__<NAME>`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    bootstrap_servers: str = Field(default="localhost:9092", min_length=1)
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = None
-    request_timeout_seconds: float = Field(default=30.0, ge=0.1, le=3600)
-    replication_factor: int = Field(default=1, ge=1, le=100)
-    event_partitions: int = Field(default=6, ge=1, le=1000)
-    max_record_bytes: int = Field(default=1_000_000, ge=1024, le=100_000_000)
-    compression_type: Literal["gzip", "lz4", "zstd", "snappy"] | None = None
-    client_id: str | None = None
+    bootstrap_servers: str = Field(
+        default="localhost:9092",
+        min_length=1,
+        description="`host:port`, several with commas between.",
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT",
+        description="How the connection is protected: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or "
+        "`SASL_SSL`.",
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN",
+        description="How to log in where the protocol is a `SASL_…` one: `PLAIN`, "
+        "`SCRAM-SHA-256` or `SCRAM-SHA-512`.",
+    )
+    sasl_username: str | None = Field(default=None, description="Who logs in.")
+    sasl_password: SecretStr | None = Field(default=None, description="With what; never shown.")
+    ssl_cafile: str | None = Field(
+        default=None,
+        description="The authorities that are trusted, as a PEM file; without it the system's.",
+    )
+    request_timeout_seconds: float = Field(
+        default=30.0, ge=0.1, le=3600, description="How long one request may take."
+    )
+    replication_factor: int = Field(
+        default=1, ge=1, le=100, description="Of topics that are created."
+    )
+    event_partitions: int = Field(
+        default=6,
+        ge=1,
+        le=1000,
+        description="Of topics that are created, but those of checkpoints and ids.",
+    )
+    max_record_bytes: int = Field(
+        default=1_000_000,
+        ge=1024,
+        le=100_000_000,
+        description="The longest value that is published; the broker's `max.message.bytes` must "
+        "have room for it.",
+    )
+    compression_type: Literal["gzip", "lz4", "zstd", "snappy"] | None = Field(
+        default=None,
+        description="Of what is published: `gzip`, or `lz4`, `zstd`, `snappy`, which need the "
+        "package `cramjam`. None if not given.",
+    )
+    client_id: str | None = Field(
+        default=None, description="How the brokers call this program in their logs and quotas."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

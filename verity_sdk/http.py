@@ -77,9 +77,15 @@ class HttpSettings(BaseModel):
 
     proxy: SecretStr | None = Field(None, description="http://user:password@host:port")
     ca_file: Path | None = Field(None, description="PEM file of the certificates to trust.")
-    connect_timeout: Duration = Field(timedelta(seconds=10), gt=_NOTHING)
-    read_timeout: Duration = Field(timedelta(seconds=60), gt=_NOTHING)
-    connections_max: int = Field(16, ge=1, le=1000)
+    connect_timeout: Duration = Field(
+        timedelta(seconds=10), gt=_NOTHING, description="Longest wait for a connection."
+    )
+    read_timeout: Duration = Field(
+        timedelta(seconds=60),
+        gt=_NOTHING,
+        description="Longest wait for the next bytes of an answer.",
+    )
+    connections_max: int = Field(16, ge=1, le=1000, description="Connections open at once.")
     retry_budget: Duration = Field(
         timedelta(minutes=2),
         description="Longest time for one request, all its retries and the waits between them "

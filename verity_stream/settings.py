@@ -37,9 +37,13 @@ class StreamSettings(VerityConfig):
     app_id: str = Field("verity-stream", description="Consumer group of the workers.")
     worker_name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}",
-        description="How this worker is called in states and logs.",
+        description="How this worker is called in states and logs; host:pid if not given.",
     )
-    delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once",
+        description="`exactly_once`, or `at_least_once`: without transactions; a crash repeats up "
+        "to the page in flight.",
+    )
     migrate: Literal["apply", "check"] = Field(
         "apply", description="Apply missing migrations at start, or only say which are missing."
     )
@@ -85,11 +89,18 @@ class StreamSettings(VerityConfig):
     fetch_timeout: Duration = Field(
         timedelta(minutes=5), description="How long a source may take for the next event or page."
     )
-    transaction_timeout: Duration = Field(timedelta(seconds=60))
+    transaction_timeout: Duration = Field(
+        timedelta(seconds=60),
+        description="After this long the broker ends a transaction that is still open, as that "
+        "of a worker that was killed; its `transaction.max.timeout.ms` must allow it.",
+    )
     seen_window_ids: int = Field(
         1_000_000, ge=1000, description="At most this many event ids are remembered a connector."
     )
-    backoff_max: Duration = Field(timedelta(minutes=1))
+    backoff_max: Duration = Field(
+        timedelta(minutes=1),
+        description="Longest wait of a connector that backs off before it is tried again.",
+    )
     blocked_probe: Duration = Field(
         timedelta(minutes=5), description="How often a blocked connector is tried again."
     )
@@ -104,15 +115,27 @@ class StreamSettings(VerityConfig):
         description="A worker that the consumer group has not heard of for this long is replaced; "
         "brokers take 6 or more, unless `group.min.session.timeout.ms` says otherwise.",
     )
-    commit_interval_seconds: float = Field(1.0, gt=0)
-    broker_wait_seconds: float = Field(60.0, ge=0)
-    web_bind: str = "127.0.0.1"
-    web_port: int = Field(6066, ge=1, le=65535)
+    commit_interval_seconds: float = Field(
+        1.0, gt=0, description="How often the mirror commits how far it has read."
+    )
+    broker_wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="How long a start waits for a Kafka that is not there yet before it gives up.",
+    )
+    web_bind: str = Field(
+        "127.0.0.1",
+        description="Address on which the worker's web server listens; whoever reaches it can "
+        "read `/metrics` and `/checkpoints`.",
+    )
+    web_port: int = Field(6066, ge=1, le=65535, description="Its port.")
 
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto`: readable on a terminal, JSON elsewhere."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="`debug`, `info`, `warning` or `error`."
+    )
 
 
 def load_settings() -> StreamSettings:
@@ -134,13 +157,28 @@ class ConnectorOptions(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    type: str
-    enabled: bool = True
-    poll_every: Annotated[Duration, Field(ge=timedelta(milliseconds=1))] = timedelta(seconds=30)
-    snapshot_every: Duration | None = timedelta(hours=24)
-    fetch_timeout: Duration | None = None
-    lookback: Duration | None = None
-    partition_by: Literal["principal_ref", "asset_ref", "event_id"] = "principal_ref"
+    type: str = Field(description="A platform's name, or that of any other installed type.")
+    enabled: bool = Field(True, description="`false`: no worker runs it.")
+    poll_every: Annotated[Duration, Field(ge=timedelta(milliseconds=1))] = Field(
+        timedelta(seconds=30), description="How long after a pass the source is asked again."
+    )
+    snapshot_every: Duration | None = Field(
+        timedelta(hours=24),
+        description="How often permissions are read as a whole.",
+    )
+    fetch_timeout: Duration | None = Field(
+        None, description="`VERITY_FETCH_TIMEOUT` for this connector alone."
+    )
+    lookback: Duration | None = Field(
+        None,
+        description="How far before the watermark ids are remembered, and a plain source is asked "
+        "again; as the type says if not given: a minute, or what its platform's page says.",
+    )
+    partition_by: Literal["principal_ref", "asset_ref", "event_id"] = Field(
+        "principal_ref",
+        description="The field that is the key of an event's record: `principal_ref`, "
+        "`asset_ref` or `event_id`. Events of one key keep their order.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,11 @@ class Settings(BaseModel):
     )
     cloud: Cloud = Field(default="public", description="Derives login_url and graph_url.")
     login_url: str = Field(default="", description="The token service. Default: of the cloud.")
-    graph_url: str = Field(default="", description="Microsoft Graph. Default: of the cloud.")
+    graph_url: str = Field(
+        default="",
+        description="Microsoft Graph. Default: of the cloud. The US Government's DoD has "
+        "https://dod-graph.microsoft.us.",
+    )
     sign_ins: list[SignIns] = Field(
         default=["interactive"],
         description="Which sign-ins are collected besides the audit records; needs Entra ID P1 or "
@@ -106,7 +110,10 @@ class Settings(BaseModel):
         description="Graph version that lists the members of groups. v1.0 is documented to leave "
         "out service principals; with it, snapshots stay partial.",
     )
-    http: HttpSettings = Field(default_factory=HttpSettings)
+    http: HttpSettings = Field(
+        default_factory=HttpSettings,
+        description="Timeouts, proxy, certificates, share of the vendor's budget.",
+    )
 
     @field_validator("tenant_id")
     @classmethod

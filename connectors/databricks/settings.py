@@ -144,10 +144,12 @@ class Settings(BaseModel):
     )
     # Which views a runtime has is not documented in one place: UNCONFIRMED, so a setting.
     privilege_views: list[str] = Field(
-        list(PRIVILEGE_VIEWS), description="Views of system.information_schema with grants."
+        list(PRIVILEGE_VIEWS),
+        description="Views of system.information_schema with grants; take out what this runtime "
+        "does not have.",
     )
     owner_views: list[str] = Field(
-        list(OWNER_VIEWS), description="Views of system.information_schema with owners."
+        list(OWNER_VIEWS), description="Views of system.information_schema with owners; likewise."
     )
     workspace_objects: list[str] = Field(
         list(WORKSPACE_OBJECTS),

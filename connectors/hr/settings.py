@@ -61,7 +61,13 @@ class BambooHr(_Model):
         min_length=1,
         description="Employment statuses that mean that somebody left; case does not count.",
     )
-    concurrent_requests: int = Field(default=4, ge=1, le=32)
+    concurrent_requests: int = Field(
+        default=4,
+        ge=1,
+        le=32,
+        description="Requests at once. BambooHR publishes no quota; it throttles with 429 (503 "
+        "before 2026-09-16), which is waited for.",
+    )
 
     @field_validator("fields")
     @classmethod
@@ -99,27 +105,30 @@ class BambooHr(_Model):
 class Bearer(_Model):
     """A token that does not change."""
 
-    kind: Literal["bearer"]
-    token: SecretStr
+    kind: Literal["bearer"] = Field(description="`bearer`.")
+    token: SecretStr = Field(description="The token.")
 
 
 class Basic(_Model):
     """HTTP Basic."""
 
-    kind: Literal["basic"]
-    user: str
-    password: SecretStr
+    kind: Literal["basic"] = Field(description="`basic`.")
+    user: str = Field(description="Who logs in.")
+    password: SecretStr = Field(description="With what.")
 
 
 class ClientCredential(_Model):
     """OAuth 2.0 client credentials."""
 
-    kind: Literal["client_credentials"]
-    token_url: str
-    client_id: str
-    client_secret: SecretStr
-    scope: str = ""
-    style: Literal["form", "basic"] = "form"
+    kind: Literal["client_credentials"] = Field(description="`client_credentials`.")
+    token_url: str = Field(description="Where tokens are issued.")
+    client_id: str = Field(description="The client's id.")
+    client_secret: SecretStr = Field(description="The client's secret.")
+    scope: str = Field(default="", description="What is asked for; left out if not given.")
+    style: Literal["form", "basic"] = Field(
+        default="form",
+        description="Where id and secret go: into the `form`, or into the header (`basic`).",
+    )
 
     @field_validator("token_url")
     @classmethod
@@ -136,7 +145,9 @@ class Scim(_Model):
         pattern=r"^[^\s]{0,200}$",
         description="The source's name in event ids. Default: host and path of base_url.",
     )
-    auth: Annotated[Bearer | Basic | ClientCredential, Field(discriminator="kind")]
+    auth: Annotated[Bearer | Basic | ClientCredential, Field(discriminator="kind")] = Field(
+        description="How to log in; its `kind` says which settings it takes."
+    )
     attributes: Names = Field(
         default=SCIM_ATTRIBUTES,
         description="The only attributes of a user that are kept and published.",
@@ -147,7 +158,12 @@ class Scim(_Model):
         "server that can't: what it sends besides is dropped on arrival either way.",
     )
     groups: bool = Field(default=True, description="Whether snapshots read /Groups.")
-    page_size: int = Field(default=200, ge=1, le=10_000)
+    page_size: int = Field(
+        default=200,
+        ge=1,
+        le=10_000,
+        description="Users or groups asked for at once; fewer come where the server says so.",
+    )
     full_read_every: Duration = Field(
         default=timedelta(hours=1),
         description="How often everybody is read where the server can filter by lastModified: "
@@ -160,7 +176,7 @@ class Scim(_Model):
         description="If more than this share of the people (and more than ten) are gone at once, "
         "nobody is said to have left: a token that sees less looks the same.",
     )
-    concurrent_requests: int = Field(default=4, ge=1, le=32)
+    concurrent_requests: int = Field(default=4, ge=1, le=32, description="Requests at once.")
 
     @field_validator("base_url")
     @classmethod
@@ -186,10 +202,15 @@ class Settings(_Model):
     """
 
     connector_id: str = Field(min_length=1, description="The connector's own name.")
-    source: Literal["bamboohr", "scim"]
-    bamboohr: BambooHr | None = None
-    scim: Scim | None = None
-    http: HttpSettings = Field(default_factory=HttpSettings)
+    source: Literal["bamboohr", "scim"] = Field(
+        description="`bamboohr` or `scim`; the table of that name holds the rest."
+    )
+    bamboohr: BambooHr | None = Field(default=None, description="Needed by source `bamboohr`.")
+    scim: Scim | None = Field(default=None, description="Needed by source `scim`.")
+    http: HttpSettings = Field(
+        default_factory=HttpSettings,
+        description="Timeouts, proxy, certificates, share of the vendor's budget.",
+    )
     lookback: Duration = Field(
         default=LOOKBACK,
         description="How far before the newest change every pass asks again.",

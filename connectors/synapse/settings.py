@@ -119,7 +119,8 @@ class Settings(BaseModel):
     )
     retention: Duration = Field(
         timedelta(days=30),
-        description="How long the workspace keeps rows for interactive queries.",
+        description="How long the workspace keeps rows for interactive queries; what is older at "
+        "the first start is a gap.",
     )
     activity_log: bool = Field(
         False, description="Also read Azure's activity log: creation, firewall, role assignments."

@@ -1,0 +1,147 @@
+"""Parts of the documents that are made from the code; `make docs` writes them anew.
+
+Such a part stands between `<!-- KIND ARGUMENTS -->` and `<!-- end -->`. A test makes each of them
+again and compares.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).parents[1]
+
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+
+
+def documents() -> list[Path]:
+    """Everything that is written for people, decisions of old times left out."""
+    return sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/platforms/*.md")})
+
+
+def made_again(text: str) -> str:
+    """A document with each of its made parts as the code has it now.
+
+    Raises:
+        KeyError: A part is of a kind that nobody makes.
+    """
+
+    def again(found: re.Match[str]) -> str:
+        kind, *arguments = shlex.split(found["what"])
+        return f"<!-- {found['what']} -->\n{MAKERS[kind](*arguments)}\n<!-- end -->"
+
+    return _PART.sub(again, text)
+
+
+def parts(text: str) -> Iterator[list[str]]:
+    """The kind and the arguments of each made part of a document."""
+    for found in _PART.finditer(text):
+        yield shlex.split(found["what"])
+
+
+_PART = re.compile(r"<!-- (?P<what>\w+(?: [^>\n]*)?) -->\n(?s:(?P<body>.*?))<!-- end -->")
+
+
+# Settings.
+
+
+def settings(model: str, prefix: str = "") -> str:
+    """A model's settings as a table.
+
+    Args:
+        model: `module:Class`.
+        prefix: What stands before the names; in capitals for variables of the environment.
+    """
+    rows = ["| setting | default | |", "| --- | --- | --- |"]
+    for name, field in model_class(model).model_fields.items():
+        if name == "connector_id":
+            continue  # It is the name of the table in `verity.toml`.
+        shown = f"{prefix}{name.upper() if prefix.isupper() else name}"
+        if nested(field):
+            shown += "__…" if prefix.isupper() else ".…"
+        default = "" if nested(field) and not field.is_required() else default_of(field)
+        rows.append(f"| `{shown}` | {_cell(default)} | {_cell(field.description or '')} |")
+    return "\n".join(rows)
+
+
+def model_class(path: str) -> type[BaseModel]:
+    """The model that `module:Class` names."""
+    module, _, name = path.partition(":")
+    found: type[BaseModel] = getattr(import_module(module), name)
+    return found
+
+
+def nested(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a setting takes: its value is a table of its own."""
+
+    def within(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for argument in get_args(annotation):
+            yield from within(argument)
+
+    return list(within(field.annotation))
+
+
+def reachable(*models: type[BaseModel]) -> set[type[BaseModel]]:
+    """The models, and those of the tables within them."""
+    found: set[type[BaseModel]] = set()
+    ahead = list(models)
+    while ahead:
+        model = ahead.pop()
+        if model not in found:
+            found.add(model)
+            ahead += [one for field in model.model_fields.values() for one in nested(field)]
+    return found
+
+
+def default_of(field: FieldInfo) -> str:
+    """A default as it would be written in a setting."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if field.default_factory is not None and isinstance(value, str):
+        return ""  # It depends on the machine; the description says on what.
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value is None or value in ("", (), []):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, timedelta):
+        return f"`{_duration(value)}`"
+    if isinstance(value, list | tuple):
+        return ", ".join(f"`{one}`" for one in value)
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _duration(value: timedelta) -> str:
+    milliseconds = round(value / timedelta(milliseconds=1))
+    for unit, size in _UNITS:
+        # A day is 24h, as people say; more of them are days.
+        if milliseconds % size == 0 and milliseconds >= (2 * size if unit == "d" else size):
+            return f"{milliseconds // size}{unit}"
+    return "0s"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+MAKERS: Mapping[str, Callable[..., str]] = {"settings": settings}
+
+
+if __name__ == "__main__":
+    for path in documents():
+        before = path.read_text("utf-8")
+        if (after := made_again(before)) != before:
+            path.write_text(after, "utf-8")
+            print(f"{path.relative_to(ROOT)} is written anew")  # noqa: T201 - it is a command
