@@ -24,7 +24,7 @@ help:  ## List the targets
 
 demo: $(STAMP)  ## See PostgreSQL's audit trail arrive in Kafka, exactly once
 	@echo "== demo"
-	$(BIN)/python -m verity_stream.demo $(ARGS)
+	$(BIN)/python -m verity_stream.dev.demo $(ARGS)
 
 demo-all: $(STAMP)  ## The same from six platforms (five are fakes over HTTP), and who left
 	@echo "== demo of all platforms"

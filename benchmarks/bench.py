@@ -14,19 +14,19 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.workload import MemoryConnector
 from verity_sdk.batches import Limits
-from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.database import create_pool, migrate
-from verity_stream.id_log import KafkaIdLog
-from verity_stream.ids import IdHasher
-from verity_stream.publisher import KafkaPublisher
+from verity_stream.dev.stack import KafkaServer
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.kafka.topics import Topics
+from verity_stream.kafka.transactions import KafkaPublisher
+from verity_stream.postgres.checkpoints import PostgresCheckpoints
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.records import CHECKPOINTS_TOPIC, raw_topic
-from verity_stream.relay import Relay
+from verity_stream.relay.id_log import KafkaIdLog
+from verity_stream.relay.ids import IdHasher
+from verity_stream.relay.relay import Relay
+from verity_stream.relay.sources import source_of
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.source import source_of
-from verity_stream.stack import KafkaServer
 from verity_stream.status import State, Status, utc_now
-from verity_stream.topic_reader import CommittedReader
-from verity_stream.topics import Topics
 
 LOOKBACK = timedelta(days=30)
 """Beyond all events: the seen window holds every id that was published."""

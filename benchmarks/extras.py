@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaProducer
 
 from benchmarks.bench import Bench, RelayRun, memory
 from benchmarks.workload import FIRST_AT, LiveConnector, Workload
-from verity_stream.ids import IdHasher, hashes_of
-from verity_stream.seen import SeenWindow
+from verity_stream.relay.ids import IdHasher, hashes_of
+from verity_stream.relay.seen_window import SeenWindow
 
 WINDOW_IDS = 1_000_000
 STARTS = 15

@@ -19,16 +19,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from verity_common.kafka import KafkaSettings
-from verity_stream.id_log import KafkaIdLog, slot_records
-from verity_stream.ids import IdHasher
-from verity_stream.placement import partition_for
-from verity_stream.publisher import KafkaPublisher
+from verity_stream.dev.stack import Stack
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.kafka.topics import Topics
+from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.records import IDS_TOPIC, Seen, decode_slot
-from verity_stream.seen import SeenWindow
+from verity_stream.relay.id_log import KafkaIdLog, slot_records
+from verity_stream.relay.ids import IdHasher
+from verity_stream.relay.seen_window import SeenWindow
 from verity_stream.settings import StreamSettings
-from verity_stream.stack import Stack
-from verity_stream.topic_reader import CommittedReader
-from verity_stream.topics import Topics
 
 PARTITIONS = 24
 PAGE = 8000

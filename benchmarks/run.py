@@ -33,8 +33,8 @@ from benchmarks.contestants import CONTESTANTS, Contestant, Measured
 from benchmarks.extras import EXTRAS, Figure
 from benchmarks.workload import EVENT_BYTES, Workload
 from verity_common.config import DatabaseSettings, KafkaSettings
+from verity_stream.dev.stack import NO_SETTINGS, Stack, StackError, external_addresses
 from verity_stream.settings import StreamSettings
-from verity_stream.stack import NO_SETTINGS, Stack, StackError, external_addresses
 
 DIRECTORY = Path(".verity/bench")
 BASELINES = ("confluent", "confluent-events", "spec")

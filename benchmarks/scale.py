@@ -41,9 +41,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
+from verity_stream.dev.stack import Stack
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
-from verity_stream.stack import Stack
 
 TICK_SECONDS = 0.5
 START_SECONDS_MAX = 60.0

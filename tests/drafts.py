@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from verity_stream.draft import Draft, Outlet
-from verity_stream.ids import IdHasher
 from verity_stream.records import ID_HEADERS, EventEncoder, Headers, Origin, Record
-from verity_stream.seen import SeenWindow
-from verity_stream.source import NewDraft
+from verity_stream.relay.ids import IdHasher
+from verity_stream.relay.page_builder import Draft, Outlet
+from verity_stream.relay.seen_window import SeenWindow
+from verity_stream.relay.sources import NewDraft
 
 RECORD_BYTES_MAX = 1_000_000
 HASHER = IdHasher(bytes(16))

@@ -21,7 +21,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from verity_stream.stack import (
+from verity_stream.dev.stack import (
     DATABASE_VARIABLE,
     KAFKA_PORT,
     KAFKA_VARIABLE,
@@ -31,8 +31,8 @@ from verity_stream.stack import (
     StackAddress,
     StackError,
 )
-from verity_stream.stack.kafka import serves_metadata
-from verity_stream.stack.postgres import VERITY
+from verity_stream.dev.stack.kafka import serves_metadata
+from verity_stream.dev.stack.postgres import VERITY
 
 T = TypeVar("T")
 StackFactory = Callable[..., Stack]

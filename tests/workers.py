@@ -25,7 +25,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from verity_stream.stack.server import free_port
+from verity_stream.dev.stack.server import free_port
 
 PLUGINS = Path(__file__).parent / "plugins"
 

@@ -25,7 +25,7 @@ __all__ = ["create_app", "dead_topic", "permissions_topic", "raw_topic", "verity
 def __getattr__(name: str) -> Any:
     # No submodule may be called `app`: importing it would hide this attribute from Faust.
     if name == "app":
-        from verity_stream.worker import make_app
+        from verity_stream.worker.main import make_app
 
         app = globals()["app"] = make_app()
         return app

@@ -11,7 +11,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from verity_common.kafka import KafkaSettings
-from verity_stream.publisher import KafkaPublisher
+from verity_stream.kafka.topics import Topics
+from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     Checkpoint,
@@ -24,7 +25,6 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.settings import StreamSettings
-from verity_stream.topics import Topics
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 FETCHED_AT = "2026-01-01T00:00:00.000000Z"

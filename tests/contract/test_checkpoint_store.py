@@ -17,12 +17,12 @@ from unit.test_cursors import CURSORS
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Unavailable
 from verity_sdk.position import FIRST_SINCE
-from verity_stream.checkpoints import Persisted, PostgresCheckpoints
-from verity_stream.cursors import given_cursor, stored_cursor
-from verity_stream.database import create_pool, migrate
+from verity_stream.postgres.checkpoints import Persisted, PostgresCheckpoints
 from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import Checkpoint, Seen, SeenInTopics
+from verity_stream.relay.cursors import given_cursor, stored_cursor
 from verity_stream.status import State, Status
 
 pytestmark = pytest.mark.stack

@@ -16,11 +16,11 @@ from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Unavailable
-from verity_stream import database as database_module
-from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.database import close_pool, create_connector_pool, create_pool, migrate
-from verity_stream.runner import ConnectorRunner
+from verity_stream.postgres import pool as database_module
+from verity_stream.postgres.checkpoints import PostgresCheckpoints
+from verity_stream.postgres.pool import close_pool, create_connector_pool, create_pool, migrate
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
+from verity_stream.worker.runner import ConnectorRunner
 
 pytestmark = pytest.mark.stack
 

@@ -16,13 +16,13 @@ from workers import committed, eventually
 from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Unavailable
-from verity_stream import id_log as id_log_module
-from verity_stream.database import create_pool, migrate
-from verity_stream.id_log import KafkaIdLog, agree_on_key
-from verity_stream.ids import hashes_of
-from verity_stream.placement import partition_for
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.records import ID_KEY_KEY, Record, encode_slot, slot_key
-from verity_stream.topic_reader import CommittedReader
+from verity_stream.relay import id_log as id_log_module
+from verity_stream.relay.id_log import KafkaIdLog, agree_on_key
+from verity_stream.relay.ids import hashes_of
 
 pytestmark = pytest.mark.stack
 

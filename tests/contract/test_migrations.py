@@ -14,8 +14,8 @@ from contract.streams import AT
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_stream.checkpoints import PostgresCheckpoints
-from verity_stream.database import create_pool, migrate, migrations, require_migrations
+from verity_stream.postgres.checkpoints import PostgresCheckpoints
+from verity_stream.postgres.pool import create_pool, migrate, migrations, require_migrations
 from verity_stream.records import Checkpoint
 
 pytestmark = pytest.mark.stack
@@ -74,7 +74,7 @@ async def test_a_failing_migration_leaves_nothing_behind(
     pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [*migrations(), ("9999_broken.sql", "SELECT * FROM no_such_table")]
-    monkeypatch.setattr("verity_stream.database.migrations", lambda: broken)
+    monkeypatch.setattr("verity_stream.postgres.pool.migrations", lambda: broken)
     with pytest.raises(Misconfigured):
         await migrate(pool)
     assert await pool.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0

@@ -42,13 +42,13 @@ from stack_fixtures import StackFactory, _execute, _run, with_database
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Misconfigured, Unavailable
-from verity_stream.checkpoints import Persisted, PostgresCheckpoints
-from verity_stream.database import create_pool, migrate
+from verity_stream.dev.stack import Stack
+from verity_stream.postgres.checkpoints import Persisted, PostgresCheckpoints
 from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import Seen, SnapshotResult
-from verity_stream.stack import Stack
-from verity_stream.start import rewound
+from verity_stream.relay.start import rewound
 from verity_stream.status import State, Status
 
 SECONDS = 60.0

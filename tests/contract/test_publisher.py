@@ -30,10 +30,10 @@ from contract.streams import (
 from workers import committed, eventually
 
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
-from verity_stream import publisher as publisher_module
+from verity_stream.kafka import transactions as publisher_module
 from verity_stream.kafka.clients import Clients
-from verity_stream.placement import partition_for
-from verity_stream.publisher import BATCH_BYTES, Batches, KafkaPublisher, as_verity_error
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.kafka.transactions import BATCH_BYTES, Batches, KafkaPublisher, as_verity_error
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record
 
 stack = pytest.mark.stack

@@ -18,8 +18,8 @@ from verity_sdk.connector_base import BaseConnector, PermissionSnapshot
 from verity_sdk.errors import Denied
 from verity_sdk.pages import SnapshotGap, SnapshotScope
 from verity_stream.records import SnapshotResult, dead_topic, permissions_topic
+from verity_stream.relay.snapshots import publish_snapshot
 from verity_stream.settings import ConnectorOptions, ConnectorSpec
-from verity_stream.snapshots import publish_snapshot
 
 pytestmark = pytest.mark.stack
 

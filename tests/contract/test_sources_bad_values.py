@@ -21,9 +21,9 @@ from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.times import format_utc
 from verity_stream.records import dead_topic, raw_topic
-from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec
 from verity_stream.status import State
+from verity_stream.worker.runner import ConnectorRunner
 
 pytestmark = pytest.mark.stack
 

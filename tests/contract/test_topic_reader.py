@@ -24,12 +24,12 @@ from contract.streams import (
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
-from verity_stream import topic_reader as reader_module
-from verity_stream.placement import partition_for, partition_of_key
-from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, Record, raw_topic
-from verity_stream.runner import ConnectorRunner
+from verity_stream.kafka import committed as reader_module
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.kafka.partitions import partition_for, partition_of_key
+from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, PublishedId, Record, raw_topic
 from verity_stream.settings import StreamSettings
-from verity_stream.topic_reader import CommittedReader, PublishedId
+from verity_stream.worker.runner import ConnectorRunner
 
 pytestmark = pytest.mark.stack
 

@@ -18,10 +18,8 @@ from workers import eventually
 
 from verity_common.kafka import insync_replicas
 from verity_sdk.errors import Misconfigured, Unavailable
-from verity_stream import topics as topics_module
-from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, dead_topic, raw_topic
-from verity_stream.settings import StreamSettings
-from verity_stream.topics import (
+from verity_stream.kafka import topics as topics_module
+from verity_stream.kafka.topics import (
     Misshapen,
     Topics,
     differences,
@@ -29,6 +27,8 @@ from verity_stream.topics import (
     placed_topics,
     worker_topics,
 )
+from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, dead_topic, raw_topic
+from verity_stream.settings import StreamSettings
 
 pytestmark = pytest.mark.stack
 

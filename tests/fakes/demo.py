@@ -34,14 +34,14 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Unavailable, VerityError
 from verity_sdk.references import ALIAS, employee
 from verity_stream.cli.output import quiet_logs
-from verity_stream.database import create_pool, migrate
-from verity_stream.demo.scenario import KAFKA_SETTINGS, SESSION_SECONDS
-from verity_stream.demo.show import Progress
-from verity_stream.demo.workers import DemoWorker, WorkerDied, kill_left_behind
-from verity_stream.demo.workload import COLLECTOR, DATABASE, Workload
+from verity_stream.dev.demo.scenario import KAFKA_SETTINGS, SESSION_SECONDS
+from verity_stream.dev.demo.show import Progress
+from verity_stream.dev.demo.workers import DemoWorker, WorkerDied, kill_left_behind
+from verity_stream.dev.demo.workload import COLLECTOR, DATABASE, Workload
+from verity_stream.dev.stack import Stack, StackAddress, StackError
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.records import permissions_topic, raw_topic
-from verity_stream.stack import Stack, StackAddress, StackError
-from verity_stream.topic_reader import CommittedReader
 
 LATE_COUNT = 8
 SERVER = "shop-server"

@@ -28,26 +28,27 @@ from drafts import HASHER, ListPage
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
 from verity_sdk.position import FIRST_SINCE, Reached
-from verity_stream.checkpoints import Persisted, Provenance
-from verity_stream.draft import Draft
-from verity_stream.ids import IdHasher
-from verity_stream.placement import partition_for
-from verity_stream.publisher import Transaction
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.kafka.transactions import Transaction
+from verity_stream.postgres.checkpoints import Persisted, Provenance
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     IDS_TOPIC,
     Checkpoint,
     Offsets,
     Place,
+    PublishedId,
     Record,
     dead_topic,
     decode_checkpoint,
     decode_slot_key,
+    published_ids_of,
     raw_topic,
 )
+from verity_stream.relay.ids import IdHasher
+from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.sources import NewDraft, RelayPage
 from verity_stream.settings import StreamSettings
-from verity_stream.source import NewDraft, RelayPage
-from verity_stream.topic_reader import PublishedId, published_ids_of
 
 PARTITIONS = 3
 RAW_AND_DEAD = (raw_topic(""), dead_topic(""))

@@ -48,9 +48,7 @@ from verity_sdk.batches import Limits
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, RejectedRecord
 from verity_sdk.position import Reached
-from verity_stream import relay as relay_module
-from verity_stream.checkpoints import Persisted
-from verity_stream.ids import IdHasher
+from verity_stream.postgres.checkpoints import Persisted
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -65,10 +63,12 @@ from verity_stream.records import (
     decode_slot,
     raw_topic,
 )
-from verity_stream.relay import Relay
+from verity_stream.relay import relay as relay_module
+from verity_stream.relay.ids import IdHasher
+from verity_stream.relay.relay import Relay
+from verity_stream.relay.sources import NewDraft, PlainSource, RelayPage
+from verity_stream.relay.start import Start
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.source import NewDraft, PlainSource, RelayPage
-from verity_stream.start import Start
 from verity_stream.status import State, Status
 
 LOOKBACK = timedelta(seconds=60)

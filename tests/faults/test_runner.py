@@ -24,12 +24,12 @@ from faults.memory import (
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Page, PagedConnector, Position
-from verity_stream import supervise
-from verity_stream.placement import partition_for
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.postgres.controls import Control
-from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.status import State, Status, utc_now
+from verity_stream.worker import supervise
+from verity_stream.worker.runner import ConnectorRunner
 
 CONNECTOR = "http-1"
 SETTINGS = StreamSettings()

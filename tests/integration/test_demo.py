@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from connectors.postgres.log_lines import Context
-from verity_stream.demo.proof import Proof, Views, events_in_log, statement_lines
-from verity_stream.demo.show import who_may_do_what
+from verity_stream.dev.demo.proof import Proof, Views, events_in_log, statement_lines
+from verity_stream.dev.demo.show import who_may_do_what
 from verity_stream.records import Checkpoint, Seen
 
 CHECKPOINT = Checkpoint("a", 7, 2, datetime(2026, 1, 1, tzinfo=UTC), {"offset": 1})
@@ -39,7 +39,7 @@ def test_the_demo_holds_and_leaves_nothing_running(tmp_path: Path) -> None:
         "VERITY_CONFIG": str(tmp_path / "nothing.toml"),
     }
     result = subprocess.run(
-        [sys.executable, "-m", "verity_stream.demo", "--dir", str(directory)],
+        [sys.executable, "-m", "verity_stream.dev.demo", "--dir", str(directory)],
         cwd=tmp_path,
         env={**os.environ, **elsewhere},
         capture_output=True,

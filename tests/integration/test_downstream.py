@@ -30,7 +30,8 @@ from workers import Bench, Worker, committed, eventually
 from verity_common.kafka import KafkaSettings
 from verity_sdk import PermissionSnapshot, RawEvent
 from verity_stream.downstream import agents_dead_topic
-from verity_stream.publisher import KafkaPublisher
+from verity_stream.kafka.topics import Topics
+from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.records import (
     EventEncoder,
     Origin,
@@ -42,7 +43,6 @@ from verity_stream.records import (
     snapshot_record,
 )
 from verity_stream.settings import StreamSettings
-from verity_stream.topics import Topics
 
 pytestmark = pytest.mark.stack
 

@@ -27,10 +27,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from contract.streams import checkpoint_of
 
-from verity_stream.placement import partition_for
+from verity_stream.dev.stack.kafka import KafkaServer
+from verity_stream.dev.stack.server import free_port
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
-from verity_stream.stack.kafka import KafkaServer
-from verity_stream.stack.server import free_port
 
 pytestmark = pytest.mark.stack
 
@@ -43,7 +43,7 @@ import asyncio, json, logging, os, sys
 logging.basicConfig(
     level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
 )
-from verity_stream import faust_app
+from verity_stream.worker import app as worker_app
 from verity_stream.settings import StreamSettings
 
 options = json.loads(os.environ["STUB"])
@@ -52,13 +52,13 @@ calls = open(options["calls"], "a", buffering=1)
 def note(name, *details):
     calls.write(json.dumps([name, *details]) + "\\n")
 
-mirror_event = faust_app.mirror_event
+mirror_event = worker_app.mirror_event
 
 def noted_mirror_event(table, event):
     note("mirror", event.message.partition, event.message.offset)
     mirror_event(table, event)
 
-faust_app.mirror_event = noted_mirror_event
+worker_app.mirror_event = noted_mirror_event
 
 class Runner:
     ticks = 0
@@ -90,7 +90,7 @@ class Runner:
     def is_ready(self):
         return self.ticks > 2
 
-app = faust_app.create_worker_app(
+app = worker_app.create_worker_app(
     StreamSettings(
         app_id=options["app_id"],
         kafka={"bootstrap_servers": options["bootstrap_servers"]},
@@ -436,7 +436,8 @@ async def test_no_broker_is_one_clear_message(start_worker: Callable[..., Worker
     assert seconds < 30, "the time that it was given, not the default"
     # In the format of the process's own logging, which Faust would replace.
     assert (
-        f"CRITICAL verity_stream.faust_fixes No Kafka broker answered at {nobody}" in given_up.log
+        f"CRITICAL verity_stream.faust_base.fixes No Kafka broker answered at {nobody}"
+        in given_up.log
     )
     assert "VERITY_KAFKA__BOOTSTRAP_SERVERS" in given_up.log
     assert "Traceback" not in given_up.log

@@ -35,8 +35,8 @@ from workers import (
     make_bench,
 )
 
-from verity_stream.stack import Stack
-from verity_stream.stack.server import free_port
+from verity_stream.dev.stack import Stack
+from verity_stream.dev.stack.server import free_port
 
 pytestmark = pytest.mark.stack
 

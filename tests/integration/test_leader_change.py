@@ -27,9 +27,9 @@ from stack_fixtures import temporary_stack
 from verity_test_connectors import sequence
 from workers import Bench, eventually, killing, make_bench
 
-from verity_stream.placement import partition_for
-from verity_stream.stack.kafka import KafkaServer
-from verity_stream.stack.server import free_port
+from verity_stream.dev.stack.kafka import KafkaServer
+from verity_stream.dev.stack.server import free_port
+from verity_stream.kafka.partitions import partition_for
 
 pytestmark = pytest.mark.stack
 

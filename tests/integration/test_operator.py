@@ -22,9 +22,9 @@ from verity_operator_connectors import BROKEN
 from workers import Bench, Worker, eventually, killing, make_bench
 
 from verity_common.kafka import KafkaSettings
+from verity_stream.dev.stack.server import free_port
+from verity_stream.kafka.committed import CommittedReader, kafka_admin
 from verity_stream.settings import load_connectors, load_settings
-from verity_stream.stack.server import free_port
-from verity_stream.topic_reader import CommittedReader, kafka_admin
 
 pytestmark = pytest.mark.stack
 

@@ -13,7 +13,7 @@ from stack_fixtures import temporary_stack
 from verity_test_connectors import sequence
 from workers import Bench, killing, make_bench
 
-from verity_stream.stack import Stack
+from verity_stream.dev.stack import Stack
 
 pytestmark = pytest.mark.stack
 

@@ -12,8 +12,8 @@ import pytest
 from verity_test_connectors import sequence
 from workers import Bench, Worker, eventually
 
-from verity_stream.placement import partition_for
-from verity_stream.supervise import FENCED_RETRY
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.worker.supervise import FENCED_RETRY
 
 pytestmark = pytest.mark.stack
 

@@ -147,12 +147,11 @@ cli()
 
 PLANTS = {
     "timer": (
-        "from verity_stream import faust_app\n"
-        "faust_app.add_timer = lambda *arguments, **named: None",
+        "from verity_stream.worker import app\napp.add_timer = lambda *arguments, **named: None",
         "the reconcile timer has not ticked",
     ),
     "assignment": (
-        "from verity_stream.faust_fixes import SeekFirstRecovery\n"
+        "from verity_stream.faust_base.fixes import SeekFirstRecovery\n"
         "async def never(self, generation_id=0): await asyncio.Event().wait()\n"
         "SeekFirstRecovery._seek_and_resume = never",
         "no assignment is complete",
@@ -168,7 +167,7 @@ PLANTS = {
         "the worker left its consumer group",
     ),
     "lag": (
-        "from verity_stream import faust_app\nfaust_app.mirror_event = lambda table, event: None",
+        "from verity_stream.worker import app\napp.mirror_event = lambda table, event: None",
         "the consumer stands still",
     ),
 }

@@ -22,10 +22,10 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 from click.testing import CliRunner
 from stack_fixtures import StackFactory
 
-from verity_stream.cli.dev import NOT_RUNNING, dev
-from verity_stream.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Stack, StackError
-from verity_stream.stack.jars import cache_directory, load_lock
-from verity_stream.stack.server import free_port, port_is_taken, wait_until
+from verity_stream.dev.command import NOT_RUNNING, dev
+from verity_stream.dev.stack import DATABASE_VARIABLE, KAFKA_VARIABLE, Stack, StackError
+from verity_stream.dev.stack.jars import cache_directory, load_lock
+from verity_stream.dev.stack.server import free_port, port_is_taken, wait_until
 
 pytestmark = pytest.mark.stack
 
@@ -216,7 +216,7 @@ def test_interrupted_start_leaves_no_orphan(tmp_path: Path) -> None:
     directory = tmp_path / "stack"
     program = subprocess.Popen(
         [
-            *(sys.executable, "-c", "from verity_stream.cli.dev import dev; dev()"),
+            *(sys.executable, "-c", "from verity_stream.dev.command import dev; dev()"),
             *("up", "--dir", str(directory), "--kafka-port", "0", "--postgres-port", "0"),
         ],
         env={**os.environ, KAFKA_VARIABLE: "", DATABASE_VARIABLE: ""},
@@ -257,7 +257,7 @@ def test_plain_user_can_run_the_stack() -> None:
         def verity_dev(*arguments: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 [
-                    *(*drop, python, "-c", "from verity_stream.cli.dev import dev; dev()"),
+                    *(*drop, python, "-c", "from verity_stream.dev.command import dev; dev()"),
                     *(*arguments, "--dir", str(directory / "stack")),
                 ],
                 env=environ,
@@ -282,7 +282,7 @@ def interpreter_for(drop: list[str], environ: dict[str, str]) -> str:
     """A Python of this version that the plain user can run with our packages."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        probe = [*drop, python, "-c", "import verity_stream.cli.dev"]
+        probe = [*drop, python, "-c", "import verity_stream.dev.command"]
         try:
             if subprocess.run(probe, env=environ, cwd="/", timeout=60).returncode == 0:
                 return python

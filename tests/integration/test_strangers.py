@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from stack_fixtures import StackFactory
 from workers import Bench, eventually, killing, make_bench, metric
 
-from verity_stream.placement import partition_for
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC, dead_topic, raw_topic
 
 pytestmark = pytest.mark.stack

@@ -19,7 +19,7 @@ from integration.test_views import configure, truth
 from stack_fixtures import StackFactory
 from workers import Bench, committed, delete_topics, eventually, killing, make_bench
 
-from verity_stream.placement import partition_for
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC, raw_topic
 
 pytestmark = pytest.mark.stack

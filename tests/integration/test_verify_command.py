@@ -17,7 +17,7 @@ from contract.streams import published
 from workers import Bench, committed
 
 from verity_common.kafka import KafkaSettings
-from verity_stream.publisher import KafkaPublisher
+from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.records import Offsets, Record, raw_topic
 
 pytestmark = pytest.mark.stack

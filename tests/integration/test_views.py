@@ -29,8 +29,8 @@ from workers import (
 )
 
 from verity_common.config import DatabaseSettings
-from verity_stream.checkpoints import Persisted, PostgresCheckpoints, Provenance
-from verity_stream.database import create_pool, migrate
+from verity_stream.postgres.checkpoints import Persisted, PostgresCheckpoints, Provenance
+from verity_stream.postgres.pool import create_pool, migrate
 from verity_stream.records import SeenInTopics
 
 pytestmark = pytest.mark.stack

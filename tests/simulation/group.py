@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from simulation.wire import Retry, Wire
-from verity_stream.driver import Driver
+from verity_stream.worker.driver import Driver
 
 HEARTBEAT_SECONDS = 1.0
 REBALANCE_SECONDS = 30.0

@@ -28,24 +28,15 @@ from aiokafka import errors as kafka_errors
 from simulation import postgres
 from verity_sdk import batches, clock, position, windows
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
-from verity_stream import (
-    checkpoints,
-    draft,
-    ids,
-    publisher,
-    records,
-    relay,
-    runner,
-    seen,
-    source,
-    start,
-    topic_reader,
-    topics,
-)
+from verity_stream import records
+from verity_stream.kafka import committed, topics, transactions
+from verity_stream.postgres import checkpoints
 from verity_stream.postgres.controls import Controls
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import GAPS_TOPIC, IDS_TOPIC, EventEncoder, SnapshotResult
+from verity_stream.relay import ids, page_builder, relay, seen_window, sources, start
 from verity_stream.status import State
+from verity_stream.worker import runner
 
 PACKAGES = ("verity_sdk", "verity_stream")
 
@@ -297,13 +288,13 @@ def looks_not_back(ground: Ground) -> None:
 
         return init
 
-    ground.put(source.PlainSource, "__init__", make)
+    ground.put(sources.PlainSource, "__init__", make)
 
 
 @plant(9, "lost")
 def cursor_shared(ground: Ground) -> None:
     """A page's cursor is the connector's own object, which it goes on changing."""
-    ground.put(source, "stored_cursor", lambda _: lambda cursor: cursor)
+    ground.put(sources, "stored_cursor", lambda _: lambda cursor: cursor)
 
 
 class _Halved:
@@ -334,7 +325,7 @@ def pages_halved(ground: Ground) -> None:
 
         return init
 
-    ground.put(source.PagedSource, "__init__", make)
+    ground.put(sources.PagedSource, "__init__", make)
 
 
 @plant(11, "complete too early")
@@ -357,7 +348,7 @@ def complete_early(ground: Ground) -> None:
 
         return checkpoint_record
 
-    ground.put(source._Pages, "add", entering)
+    ground.put(sources._Pages, "add", entering)
     ground.put_function(records.checkpoint_record, claiming)
 
 
@@ -371,7 +362,7 @@ def first_of_topic(ground: Ground) -> None:
     async def add(self: Any, topic: str, _: Any) -> None:
         await self._outlet.open_topic(topic)
 
-    ground.put(draft.Draft, "_add_to_new_topic", lambda _: add)
+    ground.put(page_builder.Draft, "_add_to_new_topic", lambda _: add)
 
 
 class _Forgetful:
@@ -403,7 +394,7 @@ def letters_unclaimed(ground: Ground) -> None:
 
         return finish
 
-    ground.put(draft.Draft, "finish", make)
+    ground.put(page_builder.Draft, "finish", make)
 
 
 @plant(15, "liveness (loss 4)")
@@ -429,7 +420,7 @@ def letters_dropped(ground: Ground) -> None:
     def make(_: Any) -> Any:
         return lambda self, letter: self._grow(letter.size_bytes)
 
-    ground.put(draft.Draft, "_bury", make)
+    ground.put(page_builder.Draft, "_bury", make)
 
 
 @plant(50, "lost gaps")
@@ -444,7 +435,7 @@ def gaps_dropped(ground: Ground) -> None:
 
         return finish
 
-    ground.put(draft.Draft, "finish", make)
+    ground.put(page_builder.Draft, "finish", make)
 
 
 # relay
@@ -499,7 +490,7 @@ def persist_first(ground: Ground) -> None:
 @plant(17, "repeated")
 def not_remembered(ground: Ground) -> None:
     """A published page's ids are not remembered."""
-    ground.put(seen.SeenWindow, "remember", answering(0))
+    ground.put(seen_window.SeenWindow, "remember", answering(0))
 
 
 @plant(18, "repeated")
@@ -605,13 +596,13 @@ def reads_before_fencing(ground: Ground) -> None:
 @plant(24, "repeated")
 def ids_not_read_back(ground: Ground) -> None:
     """A start does not remember what was published before it."""
-    ground.put(seen.SeenWindow, "restore", answering(0))
+    ground.put(seen_window.SeenWindow, "restore", answering(0))
 
 
 @plant(25, "replay missing")
 def edit_keeps_ids(ground: Ground) -> None:
     """After an edit the ids are still known."""
-    ground.put(seen.SeenWindow, "forget_all", answering(None))
+    ground.put(seen_window.SeenWindow, "forget_all", answering(None))
 
 
 @plant(26, "liveness")
@@ -724,7 +715,7 @@ def floor_plus_one(ground: Ground) -> None:
 
         return later
 
-    ground.put(seen.SeenWindow, "seen", make)
+    ground.put(seen_window.SeenWindow, "seen", make)
 
 
 @plant(33, "repeated")
@@ -741,13 +732,13 @@ def forgets_early(ground: Ground) -> None:
 
         return remember
 
-    ground.put(seen.SeenWindow, "remember", make)
+    ground.put(seen_window.SeenWindow, "remember", make)
 
 
 @plant(35, "memory, start time (loss 5)")
 def never_forgets(ground: Ground) -> None:
     """The window's floor never moves, as where one event dated 9999 held it."""
-    ground.put(seen.SeenWindow, "forget_before", answering(None))
+    ground.put(seen_window.SeenWindow, "forget_before", answering(None))
 
 
 # publisher
@@ -766,7 +757,7 @@ def seal_apart(ground: Ground) -> None:
 
         return send_in_order
 
-    ground.put(publisher.KafkaPublisher, "send_in_order", make)
+    ground.put(transactions.KafkaPublisher, "send_in_order", make)
 
 
 @plant(37, "lost")
@@ -784,7 +775,7 @@ def refused_passed_over(ground: Ground) -> None:
 
         return send
 
-    ground.put(publisher.KafkaPublisher, "send", make)
+    ground.put(transactions.KafkaPublisher, "send", make)
 
 
 @plant(38, "others stall")
@@ -798,7 +789,7 @@ def no_abort(ground: Ground) -> None:
 
         return close
 
-    ground.put(publisher.KafkaPublisher, "_close", make)
+    ground.put(transactions.KafkaPublisher, "_close", make)
 
 
 # runner
@@ -868,7 +859,7 @@ def ends_at_stable(ground: Ground) -> None:
 
         return init
 
-    ground.put(topic_reader.CommittedReader, "__init__", make)
+    ground.put(committed.CommittedReader, "__init__", make)
 
 
 class _Impatient:
@@ -904,7 +895,7 @@ def ends_when_empty(ground: Ground) -> None:
 
         return consumer_of
 
-    ground.put(topic_reader, "consumer_of", make)
+    ground.put(committed, "consumer_of", make)
 
 
 # steering, snapshots
@@ -1093,7 +1084,7 @@ def clamped_when_out(ground: Ground) -> None:
 
         return pass_by
 
-    ground.put(source.PlainSource, "__init__", noting)
+    ground.put(sources.PlainSource, "__init__", noting)
     ground.put(position.Watermark, "pass_by", make)
 
 
@@ -1113,7 +1104,7 @@ def claims_late(ground: Ground) -> None:
 
         return turn_to
 
-    ground.put(draft.Outlet, "turn_to", make)
+    ground.put(page_builder.Outlet, "turn_to", make)
 
 
 @plant(70, "liveness (loss 5)")
@@ -1132,7 +1123,7 @@ def read_within_a_time(ground: Ground) -> None:
 
         return read
 
-    ground.put(topic_reader.CommittedReader, "read", make)
+    ground.put(committed.CommittedReader, "read", make)
 
 
 @plant(71, "repeated (loss 5)")

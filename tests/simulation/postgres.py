@@ -21,7 +21,7 @@ import asyncpg
 from simulation.loop import PROCESS
 from simulation.sql import FUNCTION, Answer, Database, Row, Session, Table, migrate
 from simulation.wire import BEGIN, Wire
-from verity_stream.database import migrations
+from verity_stream.postgres.pool import migrations
 
 COMMAND_SECONDS = 30.0
 POOL_SIZE_MAX = 10

@@ -33,12 +33,11 @@ from simulation.sources import KINDS, PLATFORM, Truth
 from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
 from verity_sdk.times import parse_utc
-from verity_stream import start
-from verity_stream.database import Pools
-from verity_stream.driver import Driver
 from verity_stream.kafka.clients import Clients
-from verity_stream.placement import partition_for
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.pool import Pools
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -47,9 +46,10 @@ from verity_stream.records import (
     dead_topic,
     raw_topic,
 )
-from verity_stream.runner import ConnectorRunner
+from verity_stream.relay import start
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
-from verity_stream.topic_reader import CommittedReader
+from verity_stream.worker.driver import Driver
+from verity_stream.worker.runner import ConnectorRunner
 
 END_SECONDS = 400.0
 """Once all faults are over, everything is out within this, and the time that sources take."""

@@ -38,8 +38,8 @@ from verity_sweep_connectors.script import SPAN, STARTED_AT, shows_in_time, trut
 from workers import Bench, Worker, committed, eventually, killing, make_bench
 
 from sweep.server import serving
+from verity_stream.dev.stack import Stack
 from verity_stream.failpoints import POINTS, START_POINTS
-from verity_stream.stack import Stack
 
 PAGE_POINTS = tuple(point for point in POINTS if point not in START_POINTS)
 ZOMBIE_POINTS = (

@@ -15,8 +15,10 @@ import signal
 from dataclasses import replace
 from typing import Any
 
-from verity_stream import checkpoints, logs, publisher, relay, runner, seen
+from verity_stream.postgres import checkpoints
+from verity_stream.relay import relay, seen_window
 from verity_stream.settings import load_connectors, load_settings
+from verity_stream.worker import logs, runner
 
 
 def plant(name: str) -> None:
@@ -54,7 +56,7 @@ def plant(name: str) -> None:
 
         checkpoints.PostgresCheckpoints.persist = once  # type: ignore[method-assign]
     elif name == "no_seen_window":
-        seen.SeenWindow.claim = lambda self, hashes: [True for _ in hashes]  # type: ignore[method-assign]
+        seen_window.SeenWindow.claim = lambda self, hashes: [True for _ in hashes]  # type: ignore[method-assign]
     elif name == "no_fencing":
         # Every start has a transactional id of its own, and no epoch is compared.
         numbers = itertools.count()
@@ -109,5 +111,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    assert publisher  # imported for the plants
     asyncio.run(main())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from verity_stream.records import Checkpoint, Seen
-from verity_stream.start import after_loss, decide_start
+from verity_stream.relay.start import after_loss, decide_start
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 STORED = Checkpoint("c", 40, 9, AT + timedelta(hours=1), {"n": 40}, None, Seen(30, 9))

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from verity_sdk.batches import Limits
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
-from verity_stream.draft import Draft
 from verity_stream.records import Checkpoint, Record, dead_topic, raw_topic
-from verity_stream.source import Source, source_of
+from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.sources import Source, source_of
 
 AT = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
 CHECKPOINT = Checkpoint("acme-1", 3, 2, AT - timedelta(days=1))

@@ -24,7 +24,7 @@ from verity_sdk.http import Answer
 from verity_sdk.log_analytics import _understood, rows_of
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references.databricks import Place
-from verity_stream.draft import Draft
+from verity_stream.relay.page_builder import Draft
 
 AT = "2026-11-24T08:01:02.123456Z"
 RESOURCE = "/subscriptions/s/resourcegroups/g/providers/microsoft.synapse/workspaces/ws1"

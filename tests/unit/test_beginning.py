@@ -19,8 +19,8 @@ from verity_sdk.pages import Page, PagedConnector, Position
 from verity_sdk.position import FIRST_SINCE
 from verity_sdk.times import format_utc
 from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, Checkpoint
-from verity_stream.source import PagedSource
-from verity_stream.start import beginning, rewound
+from verity_stream.relay.sources import PagedSource
+from verity_stream.relay.start import beginning, rewound
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)

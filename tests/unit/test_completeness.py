@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Answer, Completeness, completeness
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
-from verity_stream.completeness import is_complete
+from verity_stream.kafka.committed import CommittedReader
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -26,7 +28,7 @@ from verity_stream.records import (
     checkpoint_record,
     gap_record,
 )
-from verity_stream.topic_reader import CommittedReader
+from verity_stream.verify.completeness import is_complete
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -292,3 +294,10 @@ async def test_a_gap_that_cannot_be_read_holds_up_its_connector_and_nobody_else(
         answer = await ask(checkpoints, [record("a", gap("a", 1, 2), "gap/1"), strange])
         assert answer.waiting_for == waiting_for
         assert len(answer.not_understood) == 1
+
+
+def test_the_name_that_programs_knew_goes_on_working_for_a_release() -> None:
+    sys.modules.pop("verity_stream.completeness", None)
+    with pytest.warns(DeprecationWarning, match=r"verity_stream\.verify\.completeness"):
+        module = importlib.import_module("verity_stream.completeness")
+    assert module.is_complete is is_complete

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from verity_stream.stack import DATABASE_VARIABLE, KAFKA_VARIABLE
-from verity_stream.stack.jars import load_lock
-from verity_stream.stack.kafka import BROKER_SETTINGS
-from verity_stream.stack.postgres import SERVER_SETTINGS
+from verity_stream.dev.stack import DATABASE_VARIABLE, KAFKA_VARIABLE
+from verity_stream.dev.stack.jars import load_lock
+from verity_stream.dev.stack.kafka import BROKER_SETTINGS
+from verity_stream.dev.stack.postgres import SERVER_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"

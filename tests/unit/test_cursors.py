@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from verity_sdk.errors import Misconfigured
 from verity_sdk.values import loads
-from verity_stream.cursors import AS_TEXT, given_cursor, stored_cursor
 from verity_stream.records import (
     Checkpoint,
     Origin,
@@ -20,6 +19,7 @@ from verity_stream.records import (
     checkpoint_record,
     decode_checkpoint,
 )
+from verity_stream.relay.cursors import AS_TEXT, given_cursor, stored_cursor
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)

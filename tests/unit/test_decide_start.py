@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from verity_stream.records import Checkpoint, Seen
-from verity_stream.start import Start, decide_start, lifted
+from verity_stream.relay.start import Start, decide_start, lifted
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SEEN = Seen(3, 7)

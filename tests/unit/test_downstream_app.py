@@ -20,22 +20,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_sdk import Malformed, Misconfigured, PermissionSnapshot, RawEvent, RejectedRecord
-from verity_stream import create_app, downstream, raw_topic, records, verity_agent
+from verity_stream import create_app, raw_topic, records, verity_agent
 from verity_stream.downstream import (
     DeadLetter,
     DownstreamApp,
     Grant,
     SnapshotEnd,
     SnapshotStart,
-    _DrainedConsumer,
-    _sent,
     agents_dead_topic,
-    dead_letter_headers,
     decode_dead_letter,
     decode_event,
     decode_permission,
 )
-from verity_stream.faust_app import VerityApp
+from verity_stream.downstream import app as downstream_app
+from verity_stream.downstream.app import _DrainedConsumer, _sent, dead_letter_headers
+from verity_stream.faust_base.app import VerityApp
 from verity_stream.records import EventEncoder, Origin
 from verity_stream.settings import StreamSettings
 
@@ -352,7 +351,7 @@ async def prepared(app: DownstreamApp, monkeypatch: pytest.MonkeyPatch, **found:
         return {name: found.get(name, new.num_partitions) for name, new in wanted.items()}
 
     monkeypatch.setattr(VerityApp, "prepare", nothing)
-    monkeypatch.setattr(downstream, "ensure_topics", ensure)
+    monkeypatch.setattr(downstream_app, "ensure_topics", ensure)
     await app.prepare()
 
 
@@ -375,7 +374,7 @@ async def test_a_caller_that_is_cancelled_harms_no_other(monkeypatch: pytest.Mon
         await may_answer.wait()
         return dict.fromkeys(wanted, 1)
 
-    monkeypatch.setattr(downstream, "ensure_topics", ensure)
+    monkeypatch.setattr(downstream_app, "ensure_topics", ensure)
     topic = make_app().topic("unit", internal=True)
     callers = [asyncio.create_task(topic.maybe_declare()) for _ in range(2)]
     await asyncio.sleep(0.01)

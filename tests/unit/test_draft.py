@@ -15,10 +15,17 @@ from drafts import HASHER, ListPage, ids_of, outlet
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Denied
 from verity_sdk.pages import Gap, RejectedRecord
-from verity_stream.draft import TAKEN_TOGETHER, Draft
-from verity_stream.records import GAPS_TOPIC, Origin, PageSummary, Record, dead_topic, raw_topic
-from verity_stream.seen import SeenWindow
-from verity_stream.topic_reader import published_ids_of
+from verity_stream.records import (
+    GAPS_TOPIC,
+    Origin,
+    PageSummary,
+    Record,
+    dead_topic,
+    published_ids_of,
+    raw_topic,
+)
+from verity_stream.relay.page_builder import TAKEN_TOGETHER, Draft
+from verity_stream.relay.seen_window import SeenWindow
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from stub_runner import StubRunner
 
-from verity_stream import driver as driver_module
-from verity_stream.driver import Driver
+from verity_stream.worker import driver as driver_module
+from verity_stream.worker.driver import Driver
 
 ONE, TWO = frozenset({1}), frozenset({2})
 

@@ -13,10 +13,11 @@ from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verity_stream.faust_app import create_worker_app
-from verity_stream.placement import evened, kept, partition_for
+from verity_stream.kafka.partitions import partition_for
 from verity_stream.records import CHECKPOINTS_TOPIC
 from verity_stream.settings import StreamSettings
+from verity_stream.worker.app import create_worker_app
+from verity_stream.worker.placement import balanced, kept
 
 PARTITIONS = 24
 
@@ -41,7 +42,7 @@ def test_every_partition_stays_with_one_worker_and_none_gets_more_of_them(
     workers: int, seed: int, given_weights: dict[int, int]
 ) -> None:
     before, weights = shared(workers, seed), Counter(given_weights)
-    after = evened(before, weights)
+    after = balanced(before, weights)
     assert {name: len(one) for name, one in after.items()} == {
         name: len(one) for name, one in before.items()
     }
@@ -50,7 +51,7 @@ def test_every_partition_stays_with_one_worker_and_none_gets_more_of_them(
     )
     spread = [max(one) - min(one) for one in (loads(before, weights), loads(after, weights))]
     assert spread[1] <= spread[0]
-    assert evened(after, weights) == after, "what is even stays as it is"
+    assert balanced(after, weights) == after, "what is even stays as it is"
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -58,7 +59,7 @@ def test_sixty_connectors_on_three_workers_are_within_30_percent(seed: int) -> N
     numbers = random.Random(seed)
     ids = [f"connector-{numbers.randint(0, 10**6)}" for _ in range(60)]
     weights = Counter(partition_for(one, PARTITIONS) for one in ids)
-    after = evened(shared(3, seed), weights)
+    after = balanced(shared(3, seed), weights)
     assert all(14 <= load <= 26 for load in loads(after, weights)), loads(after, weights)
 
 
@@ -66,7 +67,7 @@ def test_most_partitions_stay_where_they_were() -> None:
     """Each that moves has its table read anew."""
     before = shared(3, 1)
     weights = Counter({one: 4 if one in before["w0"] else 1 for one in range(PARTITIONS)})
-    after = evened(before, weights)
+    after = balanced(before, weights)
     assert loads(before, weights) == [32, 8, 8]
     assert max(loads(after, weights)) - min(loads(after, weights)) <= 4
     assert sum(len(after[name] - before[name]) for name in before) <= 12
@@ -74,7 +75,7 @@ def test_most_partitions_stay_where_they_were() -> None:
 
 @pytest.mark.parametrize("owned", [{}, {"a": set()}, {"a": {0, 1}}, {"a": set(), "b": {0}}])
 def test_few_workers_and_few_partitions(owned: dict[str, set[int]]) -> None:
-    assert evened(owned, Counter({0: 9, 1: 1})) == owned
+    assert balanced(owned, Counter({0: 9, 1: 1})) == owned
 
 
 def test_the_assignor_evens_the_topic_and_its_changelog_alike() -> None:
@@ -94,7 +95,7 @@ def test_the_assignor_evens_the_topic_and_its_changelog_alike() -> None:
         for name, one in before.items()
     }
     found = app.assignor._global_table_standby_assignments(given_assignments, {})
-    expected = evened(before, app.partition_weights)
+    expected = balanced(before, app.partition_weights)
     assert expected != before
     for name, one in found.items():
         assert set(one.actives[CHECKPOINTS_TOPIC]) == expected[name]
@@ -109,11 +110,11 @@ def test_what_is_even_enough_is_left_alone() -> None:
     for one in sorted(before["w0"])[:2]:
         weights[one] = 3
     assert loads(before, weights) == [18, 16, 16], "and a swap of 3 for 2 would even them"
-    assert evened(before, weights) == before
+    assert balanced(before, weights) == before
     for one in sorted(before["w0"])[2:6]:
         weights[one] = 3
     assert loads(before, weights) == [22, 16, 16]
-    assert evened(before, weights) != before
+    assert balanced(before, weights) != before
 
 
 def rebalanced(
@@ -145,7 +146,7 @@ def rebalanced(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_join_and_a_leave_move_what_they_must(seed: int) -> None:
-    """Through the real assignor; with as many connectors everywhere nothing needs to be evened."""
+    """Through the real assignor; with as many connectors everywhere nothing has to be swapped."""
     weights = Counter(dict.fromkeys(range(PARTITIONS), 40))
     numbers = random.Random(seed)
     owned: dict[str, set[int]] = {}

@@ -14,9 +14,9 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from faust.types import TP
 
 from verity_sdk.errors import Misconfigured
-from verity_stream import faust_fixes
-from verity_stream.faust_app import VerityApp, faust_options
-from verity_stream.faust_fixes import (
+from verity_stream.faust_base import fixes
+from verity_stream.faust_base.app import VerityApp
+from verity_stream.faust_base.fixes import (
     PINNED,
     DeliveredOffsetsConsumer,
     SeekFirstRecovery,
@@ -25,6 +25,7 @@ from verity_stream.faust_fixes import (
     contained,
     note_heartbeats,
 )
+from verity_stream.faust_base.options import faust_options
 from verity_stream.settings import StreamSettings
 
 TOPIC = "verity.events.raw.test"
@@ -58,7 +59,7 @@ def test_another_version_is_refused() -> None:
 
 def test_an_app_is_not_made_with_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard stands at the only door."""
-    monkeypatch.setattr(faust_fixes, "PINNED", {**PINNED, "aiokafka": "0.13.0"})
+    monkeypatch.setattr(fixes, "PINNED", {**PINNED, "aiokafka": "0.13.0"})
     with pytest.raises(Misconfigured, match="aiokafka"):
         make_app()
 
@@ -381,11 +382,11 @@ async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPa
     consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")
     assert isinstance(consumer._fetch_max_wait_ms, int), "aiokafka reads it when it starts"
     monkeypatch.setattr(
-        faust_fixes.AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: consumer
+        fixes.AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: consumer
     )
-    thread = object.__new__(faust_fixes.CommittedReaderThread)
-    assert thread._create_worker_consumer(None)._fetch_max_wait_ms == faust_fixes.FETCH_WAIT_MS
-    assert faust_fixes.FETCH_WAIT_MS <= 250
+    thread = object.__new__(fixes.CommittedReaderThread)
+    assert thread._create_worker_consumer(None)._fetch_max_wait_ms == fixes.FETCH_WAIT_MS
+    assert fixes.FETCH_WAIT_MS <= 250
     assert consumer._isolation_level == "read_committed"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from siphashc import siphash
 
-from verity_stream.ids import SHARD_PLACES_MIN, SHARDS, IdHasher, IdTable, _larger
+from verity_stream.relay.ids import SHARD_PLACES_MIN, SHARDS, IdHasher, IdTable, _larger
 
 FIRST_SIZES = [SHARD_PLACES_MIN[0]]
 """How large a shard is at first, and after it grew once, twice and three times."""

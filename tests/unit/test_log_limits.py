@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from verity_stream.log_limits import RepeatLimit, install
+from verity_stream.faust_base.log_limits import RepeatLimit, install
 
 
 def record(name: str, message: str = "Unable to connect to %s", *args: object) -> logging.LogRecord:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import structlog
 
-from verity_stream import logs
 from verity_stream.settings import StreamSettings
+from verity_stream.worker import logs
 
 PACKAGES = ("verity_stream", "verity_sdk", "verity_common", "connectors")
 
@@ -21,7 +21,7 @@ PACKAGES = ("verity_stream", "verity_sdk", "verity_common", "connectors")
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    loggers = [logging.getLogger(name) for name in (*PACKAGES, "verity_stream.faust_fixes")]
+    loggers = [logging.getLogger(name) for name in (*PACKAGES, "verity_stream.faust_base.fixes")]
     levels = [logger.level for logger in loggers]
     yield
     root.handlers[:] = handlers

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from verity_stream.metrics import AGES, COUNTERS, GAUGES, families, render
 from verity_stream.status import Histogram, State, Status
+from verity_stream.worker.metrics import AGES, COUNTERS, GAUGES, families, render
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ from verity_sdk import BaseConnector, Page, PagedConnector, RawEvent, RejectedRe
 from verity_sdk.batches import Limits, batched
 from verity_sdk.errors import Unavailable
 from verity_stream.records import Checkpoint
-from verity_stream.source import RelayPage, source_of
+from verity_stream.relay.sources import RelayPage, source_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CHECKPOINT = Checkpoint("acme-1", 3, 1, START, None, None)

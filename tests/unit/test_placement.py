@@ -5,7 +5,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verity_stream.placement import partition_for
+from verity_stream.kafka.partitions import partition_for
 
 
 @given(st.text(min_size=1), st.integers(min_value=1, max_value=1000))

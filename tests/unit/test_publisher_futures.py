@@ -11,7 +11,7 @@ import pytest
 from aiokafka.errors import ProducerFenced
 
 from verity_common.kafka import KafkaSettings
-from verity_stream.publisher import Batches, KafkaPublisher
+from verity_stream.kafka.transactions import Batches, KafkaPublisher
 
 
 class Batch:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap, RejectedRecord
-from verity_stream.ids import hashes_of
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -46,6 +45,7 @@ from verity_stream.records import (
     slot_key,
     snapshot_record,
 )
+from verity_stream.relay.ids import hashes_of
 
 ORIGIN = Origin("acme-1", "acme", "2026-02-03T04:05:06.000007Z")
 AT = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)

@@ -14,14 +14,14 @@ from structlog.testing import capture_logs
 from verity_test_connectors import PagedSequence
 
 from verity_sdk.errors import Fenced, Unavailable
-from verity_stream import runner as runner_module
-from verity_stream.placement import partition_for
+from verity_stream.kafka.partitions import partition_for
+from verity_stream.kafka.topics import Misshapen
 from verity_stream.postgres.controls import Control
 from verity_stream.records import SnapshotResult
-from verity_stream.runner import ConnectorRunner
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.status import State, Status, utc_now
-from verity_stream.topics import Misshapen
+from verity_stream.worker import runner as runner_module
+from verity_stream.worker.runner import ConnectorRunner
 
 
 class Operation:

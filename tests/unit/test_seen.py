@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from verity_stream.ids import hashes_of
 from verity_stream.records import Seen
-from verity_stream.seen import GONE_MAX, SHARED_IDS_MAX, SHARED_SPAN, SeenWindow
+from verity_stream.relay.ids import hashes_of
+from verity_stream.relay.seen_window import GONE_MAX, SHARED_IDS_MAX, SHARED_SPAN, SeenWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

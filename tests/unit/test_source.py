@@ -27,8 +27,6 @@ from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
 from verity_sdk.position import FIRST_SINCE, Watermark, earlier
-from verity_stream.draft import Draft
-from verity_stream.ids import hashes_of
 from verity_stream.records import (
     GAPS_TOPIC,
     Checkpoint,
@@ -37,8 +35,10 @@ from verity_stream.records import (
     dead_topic,
     raw_topic,
 )
-from verity_stream.seen import SeenWindow
-from verity_stream.source import PagedSource, PlainSource, RelayPage, source_of
+from verity_stream.relay.ids import hashes_of
+from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.seen_window import SeenWindow
+from verity_stream.relay.sources import PagedSource, PlainSource, RelayPage, source_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

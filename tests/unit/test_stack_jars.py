@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verity_stream.stack import StackError
-from verity_stream.stack.jars import Jar, StackLock, cache_directory, class_path, load_lock
+from verity_stream.dev.stack import StackError
+from verity_stream.dev.stack.jars import Jar, StackLock, cache_directory, class_path, load_lock
 
 CONTENT = b"the real jar"
 JAR = Jar("org.example:thing:1.0", hashlib.sha256(CONTENT).hexdigest())

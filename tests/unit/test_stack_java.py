@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from verity_stream.stack import StackError
-from verity_stream.stack.java import find_java, java_version
+from verity_stream.dev.stack import StackError
+from verity_stream.dev.stack.java import find_java, java_version
 
 
 def fake_java(folder: Path, version: str, exit_code: int = 0) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from verity_stream.stack import Stack, StackError
-from verity_stream.stack.kafka import serves_metadata
-from verity_stream.stack.server import (
+from verity_stream.dev.stack import Stack, StackError
+from verity_stream.dev.stack.kafka import serves_metadata
+from verity_stream.dev.stack.server import (
     FREE_PORTS,
     contains,
     free_port,

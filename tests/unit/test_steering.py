@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from verity_sdk.errors import Misconfigured
-from verity_stream.cursors import stored_cursor
 from verity_stream.records import Checkpoint, Seen
-from verity_stream.start import decide_start, rewound
+from verity_stream.relay.cursors import stored_cursor
+from verity_stream.relay.start import decide_start, rewound
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 EARLIER = AT - timedelta(hours=5)

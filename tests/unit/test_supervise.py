@@ -12,7 +12,7 @@ from verity_sdk.errors import Denied, Fenced, Malformed, Misconfigured, Unavaila
 from verity_stream.postgres.controls import Control
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State
-from verity_stream.supervise import (
+from verity_stream.worker.supervise import (
     FENCED_RETRY,
     RETRY_AFTER_MAX,
     Life,

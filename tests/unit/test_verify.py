@@ -16,19 +16,14 @@ from verity_stream.records import (
     Checkpoint,
     Origin,
     PageSummary,
+    Sealed,
     Seen,
     checkpoint_record,
-)
-from verity_stream.verify import (
-    Continuity,
-    Proof,
-    Report,
-    Sealed,
-    Verdict,
-    Views,
     decode_sealed,
-    judge,
 )
+from verity_stream.verify.continuity import Continuity, Proof
+from verity_stream.verify.verification import Report
+from verity_stream.verify.views import Verdict, Views, judge
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 RAW = ("verity.events.raw.test", 0)

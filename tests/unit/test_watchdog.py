@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verity_stream.watchdog import (
+from verity_stream.worker.watchdog import (
     Facts,
     Limits,
     MirrorWatch,

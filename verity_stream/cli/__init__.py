@@ -23,7 +23,7 @@ COMMANDS = {
     "connector": "verity_stream.cli.history:connector",
     "connectors": "verity_stream.cli.operate:connectors",
     "dead": "verity_stream.cli.history:dead",
-    "dev": "verity_stream.cli.dev:dev",
+    "dev": "verity_stream.dev.command:dev",
     "gaps": "verity_stream.cli.history:gaps",
     "migrate": "verity_stream.cli.operate:migrate",
     "pause": "verity_stream.cli.operate:pause",

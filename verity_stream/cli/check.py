@@ -15,28 +15,28 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verity_sdk.errors import Denied, Misconfigured, VerityError
 from verity_stream.cli.output import one_line, quiet_logs
-from verity_stream.database import (
+from verity_stream.kafka.clients import kafka_admin, partition_counts
+from verity_stream.kafka.topics import (
+    check_creatable,
+    differences,
+    misshapen,
+    placed_topics,
+    worker_topics,
+)
+from verity_stream.postgres.pool import (
     close_pool,
     create_connector_pool,
     create_pool,
     database_errors,
     missing_migrations,
 )
-from verity_stream.kafka.clients import kafka_admin, partition_counts
 from verity_stream.redaction import SECRETS
-from verity_stream.runner import PublishedByTheRelay
+from verity_stream.relay.sources import PublishedByTheRelay
 from verity_stream.settings import (
     ConnectorSpec,
     StreamSettings,
     load_connectors,
     load_settings,
-)
-from verity_stream.topics import (
-    check_creatable,
-    differences,
-    misshapen,
-    placed_topics,
-    worker_topics,
 )
 
 CONFIGURATION = 2

@@ -18,7 +18,6 @@ from rich.text import Text
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import format_utc, parse_utc
-from verity_stream.checkpoints import PostgresCheckpoints
 from verity_stream.cli.operate import (
     _checkpoint_body,
     _connector_row,
@@ -32,9 +31,10 @@ from verity_stream.cli.operate import (
 )
 from verity_stream.cli.output import new_console, new_table, plain, say_not_understood
 from verity_stream.cli.steer import Time
-from verity_stream.completeness import Completeness, is_complete
-from verity_stream.database import database_errors
 from verity_stream.kafka.clients import partition_counts
+from verity_stream.kafka.committed import CommittedReader
+from verity_stream.postgres.checkpoints import PostgresCheckpoints
+from verity_stream.postgres.pool import database_errors
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import (
     GAPS_TOPIC,
@@ -48,7 +48,7 @@ from verity_stream.records import (
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import configured_platforms
 from verity_stream.status import LATENESS_BOUNDS
-from verity_stream.topic_reader import CommittedReader
+from verity_stream.verify.completeness import Completeness, is_complete
 
 RECENT = 10
 EXIT_CODES = {

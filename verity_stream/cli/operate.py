@@ -16,8 +16,8 @@ from rich.text import Text
 
 from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc
-from verity_stream import database
 from verity_stream.cli.output import ago, new_console, new_table, plain, quiet_logs
+from verity_stream.postgres import pool as database
 from verity_stream.postgres.controls import Controls
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import Checkpoint

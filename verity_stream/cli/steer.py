@@ -19,10 +19,10 @@ from verity_stream.cli.operate import (
     connector_argument,
     json_option,
 )
+from verity_stream.kafka.committed import CommittedReader
 from verity_stream.postgres.controls import Controls, position_body
 from verity_stream.records import Checkpoint
-from verity_stream.start import rewound
-from verity_stream.topic_reader import CommittedReader
+from verity_stream.relay.start import rewound
 
 
 class Time(click.ParamType):

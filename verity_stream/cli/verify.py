@@ -22,8 +22,9 @@ from verity_stream.cli.operate import (
 from verity_stream.cli.output import new_console, new_table, plain
 from verity_stream.records import Checkpoint
 from verity_stream.redaction import SECRETS
-from verity_stream.verify import Report, Verdict
-from verity_stream.verify import verify as verify_views
+from verity_stream.verify.verification import Report
+from verity_stream.verify.verification import verify as verify_views
+from verity_stream.verify.views import Verdict
 
 DIVERGED = 1
 STYLES = {

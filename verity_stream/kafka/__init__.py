@@ -1,1 +1,1 @@
-"""Kafka: the only package but Faust's that knows its client."""
+"""Kafka: the only package but those of Faust that knows its client."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from verity_stream.database import database_errors, storable
+from verity_stream.postgres.pool import database_errors, storable
 from verity_stream.records import SnapshotResult
 from verity_stream.status import Status
 

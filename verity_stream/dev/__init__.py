@@ -1,0 +1,1 @@
+"""Real Kafka and PostgreSQL on a desk, and the demo; no other package imports it."""

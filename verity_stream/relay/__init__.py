@@ -1,0 +1,1 @@
+"""How a page becomes exactly once: page, transaction, row, and where a start goes on."""

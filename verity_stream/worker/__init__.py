@@ -1,0 +1,1 @@
+"""Who runs connectors, and watches them: Faust, the runner, the mirror, the watchdog."""
