@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from verity_sdk.clock import trusted
-from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
+from verity_sdk.events import RawEvent
 from verity_sdk.pages import Cursor, Gap, Page, Position, RejectedRecord
 from verity_sdk.position import FIRST_SINCE, earlier
 from verity_sdk.times import as_utc, format_utc, parse_utc

@@ -32,7 +32,7 @@ from verity_sdk import (
     format_utc,
     parse_utc,
 )
-from verity_sdk import connector_base as module
+from verity_sdk import run as module
 from verity_sdk.batches import Limits
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

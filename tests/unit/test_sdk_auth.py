@@ -475,7 +475,7 @@ async def test_nothing_shown_holds_a_secret(style: str, caplog: pytest.LogCaptur
     issuer = Issuer()
     credentials = issuer.credentials(style=style)
     token = await credentials.authorization()
-    shown = [repr(credentials), str(credentials._token)]
+    shown = [repr(credentials), *(f"{one} {one!r}" for one in vars(credentials).values())]
     issuer.now += 3 * timedelta(hours=1)
     for answer in (REFUSED, (200, {"a": SECRET}), (500, {}), httpx2.ReadError("x")):
         issuer.answer = answer

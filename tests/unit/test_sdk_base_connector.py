@@ -19,7 +19,7 @@ import pytest
 from aiokafka.errors import MessageSizeTooLargeError, TopicAuthorizationFailedError
 from pydantic import BaseModel
 
-from verity_sdk import BaseConnector, Denied, Malformed, Misconfigured, RawEvent, Unavailable
+from verity_sdk import BaseConnector, Denied, Malformed, Misconfigured, RawEvent, Unavailable, run
 from verity_sdk import connector_base as module
 from verity_sdk.batches import Limits
 from verity_sdk.pages import Page, PagedConnector, Position
@@ -121,6 +121,14 @@ class Connector(BaseConnector):
     async def snapshot_permissions(self) -> AsyncIterator[Any]:
         for grant in ():
             yield grant
+
+    async def load(self) -> datetime:
+        """As a connector's own code may call it."""
+        return await self._load_checkpoint()
+
+    async def save(self, ts: datetime) -> None:
+        """As a connector's own code may call it."""
+        await self._save_checkpoint(ts)
 
 
 @pytest.fixture
@@ -266,9 +274,9 @@ async def test_without_a_connector_id_nothing_is_done(
     with pytest.raises(Misconfigured, match="connector_id"):
         await connector.run()
     with pytest.raises(Misconfigured, match="connector_id"):
-        await connector._load_checkpoint()
+        await connector.load()
     with pytest.raises(Misconfigured, match="connector_id"):
-        await connector._save_checkpoint(START)
+        await connector.save(START)
     assert not producer.sent
     assert not pool.statements
 
@@ -543,7 +551,7 @@ async def test_what_the_source_raises_comes_out_after_what_it_yielded(
 async def test_an_ack_that_never_comes_has_a_limit(
     producer: Producer, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ACK_SECONDS_MAX", 0.0)
+    monkeypatch.setattr(run, "ACK_SECONDS_MAX", 0.0)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     silent = SimpleNamespace(send=AsyncMock(return_value=never))
     with pytest.raises(Unavailable, match="did not acknowledge"):
@@ -558,13 +566,13 @@ async def test_a_database_that_never_answers_has_a_limit(
     monkeypatch.setattr(module, "DATABASE_SECONDS_MAX", 0.0)
     monkeypatch.setattr(pool, "execute", lambda *_: asyncio.Event().wait())
     with pytest.raises(Unavailable, match="TimeoutError"):
-        await Connector([], producer, pool)._save_checkpoint(at(1))
+        await Connector([], producer, pool).save(at(1))
 
 
 async def test_a_silent_source_holds_back_neither_events_nor_checkpoint(
     producer: Producer, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RUN_LIMITS", Limits(1000, timedelta(milliseconds=1)))
+    monkeypatch.setattr(run, "RUN_LIMITS", Limits(1000, timedelta(milliseconds=1)))
     has_written = asyncio.Event()
     execute = pool.execute
 

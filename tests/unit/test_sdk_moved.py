@@ -16,6 +16,8 @@ MOVED = {
     "verity_sdk.chunks.closing": "verity_sdk.batches.closing",
     "verity_sdk.chunks.filled": "verity_sdk.batches.batched_into",
     "verity_sdk.chunks.not_after": "verity_sdk.position.not_after",
+    "verity_sdk.connector_base.ACK_SECONDS_MAX": "verity_sdk.run.ACK_SECONDS_MAX",
+    "verity_sdk.connector_base.RUN_LIMITS": "verity_sdk.run.RUN_LIMITS",
     "verity_sdk.connector_base.asked_since": "verity_sdk.position.asked_since",
 }
 
