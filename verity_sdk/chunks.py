@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from verity_sdk._moved import moved
+from verity_sdk.deprecation import moved
 
 if not TYPE_CHECKING:
     __getattr__ = moved(

@@ -11,8 +11,9 @@ import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from verity_sdk.deprecation import moved
 from verity_sdk.errors import Malformed
 from verity_sdk.times import as_utc, parse_utc
 
@@ -29,7 +30,7 @@ class Completeness(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Coverage:
     """Whether a stretch of time is complete, and what speaks against it.
 
     Attributes:
@@ -61,7 +62,7 @@ def completeness(
     connectors: Collection[str] | None = None,
     configured: Collection[str] = (),
     unreadable: Collection[str] = (),
-) -> Answer:
+) -> Coverage:
     """Whether every event of the platform between two times is in the topic.
 
     Complete is meant as the connectors mean it: as far as the platform's declared lateness goes.
@@ -126,7 +127,7 @@ def completeness(
         verdict = Completeness.NOT_YET
     else:
         verdict = Completeness.COMPLETE
-    return Answer(verdict, through_all, waiting, tuple(missing), not_collected)
+    return Coverage(verdict, through_all, waiting, tuple(missing), not_collected)
 
 
 def order_of(body: Mapping[str, Any]) -> tuple[int, int]:
@@ -156,3 +157,7 @@ def _overlaps(
         and (from_at is None or parse_utc(from_at) <= until)
         and parse_utc(to_at) >= first
     )
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"Answer": "verity_sdk.completeness.Coverage"})

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from verity_sdk import run
-from verity_sdk._moved import moved
 from verity_sdk.batches import batched, closing
+from verity_sdk.deprecation import moved
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_sdk.events import PermissionSnapshot as PermissionSnapshot
 from verity_sdk.events import RawEvent as RawEvent

@@ -181,7 +181,9 @@ async def windowed_pages(
             cursor=_cursor(places),
             complete_through=min(
                 (
-                    _complete_through(places.get(stream.name, _Place(since, now)), stream.policy)
+                    _complete_through(
+                        places.get(stream.name, _StreamState(since, now)), stream.policy
+                    )
                     for stream in streams
                 ),
                 default=None,
@@ -221,7 +223,7 @@ async def windowed_pages(
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _StreamState:
     """How far a stream was read, and when its lookback was last read again."""
 
     through: datetime
@@ -235,12 +237,12 @@ class _Part:
     events: Sequence[RawEvent] = ()
     rejected: Sequence[RejectedRecord] = ()
     gaps: Sequence[Gap] = ()
-    place: _Place | None = None
+    place: _StreamState | None = None
 
 
 def _turn(
     stream: WindowedStream,
-    places: dict[str, _Place],
+    places: dict[str, _StreamState],
     since: datetime,
     until: datetime | None,
     now: datetime,
@@ -254,7 +256,7 @@ def _turn(
     if oldest is not None and since <= FIRST_SINCE:
         # At a connector's first start nothing is missing: this is its beginning.
         begin = max(begin, oldest)
-    place = places.get(name, _Place(begin, looked_back_at=now))
+    place = places.get(name, _StreamState(begin, looked_back_at=now))
     to_at = earlier(now, policy.settle)
     to_at = _whole_second(to_at if until is None else min(to_at, until))
     if place.through > now and name in places:
@@ -277,7 +279,7 @@ def _turn(
     if oldest is not None:
         from_at = max(from_at, oldest)
         if place.through < oldest:
-            place = _Place(min(oldest, to_at), place.looked_back_at)
+            place = _StreamState(min(oldest, to_at), place.looked_back_at)
             gap = Gap(
                 from_at=places[name].through,
                 to_at=place.through,
@@ -305,7 +307,7 @@ class _Turn:
     def __init__(
         self,
         stream: WindowedStream,
-        place: _Place,
+        place: _StreamState,
         todo: Iterator[Slice],
         *,
         gap: Gap | None,
@@ -344,14 +346,14 @@ class _Turn:
                 one, later = halved
                 self._halves.append(later)
         is_reread = one.to_at >= self._reread_to
-        self._place = _Place(
+        self._place = _StreamState(
             through=max(self._place.through, one.to_at),
             looked_back_at=self._looked_back_at if is_reread else self._place.looked_back_at,
         )
         return _parts(fetched, self._place, self._stream.policy.page_events)
 
 
-def _parts(fetched: Fetched, place: _Place, page_events: int) -> Sequence[_Part]:
+def _parts(fetched: Fetched, place: _StreamState, page_events: int) -> Sequence[_Part]:
     """Cut what a slice holds into pages; the last one moves the stream."""
     events = sorted(fetched.events, key=_order)
     rejected = fetched.rejected
@@ -375,7 +377,7 @@ def _order(event: Any) -> tuple[datetime, str]:
         return _LAST, ""
 
 
-def _places(cursor: Cursor | None) -> dict[str, _Place]:
+def _places(cursor: Cursor | None) -> dict[str, _StreamState]:
     if cursor is None:
         return {}
     version = cursor.get("v")
@@ -386,7 +388,7 @@ def _places(cursor: Cursor | None) -> dict[str, _Place]:
         )
     try:
         return {
-            str(name): _Place(
+            str(name): _StreamState(
                 through=parse_utc(place["through"]),
                 looked_back_at=parse_utc(place["looked_back_at"]),
             )
@@ -398,7 +400,7 @@ def _places(cursor: Cursor | None) -> dict[str, _Place]:
         ) from error
 
 
-def _cursor(places: Mapping[str, _Place]) -> dict[str, Any]:
+def _cursor(places: Mapping[str, _StreamState]) -> dict[str, Any]:
     return {
         "v": CURSOR_VERSION,
         "streams": {
@@ -411,7 +413,7 @@ def _cursor(places: Mapping[str, _Place]) -> dict[str, Any]:
     }
 
 
-def _complete_through(place: _Place, policy: WindowPolicy) -> datetime:
+def _complete_through(place: _StreamState, policy: WindowPolicy) -> datetime:
     seen = place.through
     if policy.lateness > policy.settle + policy.relook:
         # What comes later than a pass reads again is seen by the next lookback, not before.

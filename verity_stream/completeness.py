@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 
-from verity_stream.verify.completeness import Answer, Completeness, is_complete
+from verity_stream.verify.completeness import Completeness, Coverage, is_complete
 
-__all__ = ["Answer", "Completeness", "is_complete"]
+__all__ = ["Answer", "Completeness", "Coverage", "is_complete"]
+
+Answer = Coverage
 
 warnings.warn(
-    "verity_stream.completeness is verity_stream.verify.completeness now",
+    "verity_stream.verify.completeness is verity_stream.verify.completeness now",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -27,7 +27,7 @@ from verity_sdk.pages import (
     SnapshotGap,
     SnapshotScope,
 )
-from verity_sdk.references.databricks import Place
+from verity_sdk.references.databricks import Workspace
 from verity_sdk.settings import validated
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
@@ -64,7 +64,7 @@ class DatabricksConnector(PagedConnector):
         super().__init__(self.settings, kafka_producer, db_pool)
         self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-        self._place: Place | None = None
+        self._workspace: Workspace | None = None
         self._clients: list[HttpClient] = []
         settings = self.settings
         self._login = self._authorizer()
@@ -109,8 +109,10 @@ class DatabricksConnector(PagedConnector):
         """
         # A refused login is no gap of each part: without it nothing is there to be partial.
         await self._login.authorization()
-        place = await self._where()
-        reading = read_permissions(self.settings, self._api, self._warehouse, place, self._now())
+        workspace = await self._where()
+        reading = read_permissions(
+            self.settings, self._api, self._warehouse, workspace, self._now()
+        )
         async with aclosing(reading) as found:
             async for one in found:
                 yield one
@@ -135,31 +137,31 @@ class DatabricksConnector(PagedConnector):
             await client.close()
 
     async def _fetch(self, one: Slice) -> Fetched:
-        place = await self._where()
+        workspace = await self._where()
         for _ in range(RESTARTS_MAX + 1):
             try:
-                return await self._read(one, place)
+                return await self._read(one, workspace)
             except ResultGone:
                 continue  # from the start: half a result is none
         raise Unavailable(
             f"the result of {RESTARTS_MAX + 1} statements was gone before it was read"
         )
 
-    async def _read(self, one: Slice, place: Place) -> Fetched:
+    async def _read(self, one: Slice, workspace: Workspace) -> Fetched:
         events: list[RawEvent] = []
         rejected: list[RejectedRecord] = []
         reading = self._warehouse.audit_rows(audit_statement(one))
         async with aclosing(reading) as chunks:
             async for rows in chunks:
                 # Some chunks have tens of thousands of rows; the loop has heartbeats to keep.
-                more, bad = await asyncio.to_thread(parse_rows, rows, place)
+                more, bad = await asyncio.to_thread(parse_rows, rows, workspace)
                 events += more
                 rejected += bad
         return Fetched(events, rejected)
 
-    async def _where(self) -> Place:
+    async def _where(self) -> Workspace:
         """The workspace and its metastore: as set, else asked once."""
-        if self._place is None:
+        if self._workspace is None:
             settings = self.settings
             metastore_id, workspace_id = settings.metastore_id, settings.workspace_id
             if metastore_id is None or workspace_id is None:
@@ -176,8 +178,8 @@ class DatabricksConnector(PagedConnector):
                     raise Misconfigured(
                         "metastore_id, workspace_id: the workspace does not say them; set both"
                     )
-            self._place = Place(metastore_id, workspace_id)
-        return self._place
+            self._workspace = Workspace(metastore_id, workspace_id)
+        return self._workspace
 
     def _authorizer(self) -> Authorizer:
         settings = self.settings

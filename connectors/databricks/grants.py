@@ -12,7 +12,7 @@ from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.references import ALIAS, account, group, service_principal, user
-from verity_sdk.references.databricks import Place, object_ref, recipient_ref, securable_ref
+from verity_sdk.references.databricks import Workspace, object_ref, recipient_ref, securable_ref
 
 OWNER = "OWNER"
 MEMBER = "MEMBER"
@@ -131,7 +131,7 @@ class Grants:
         expand_up_to: A grant to a group of at most so many members is repeated for each.
     """
 
-    place: Place
+    workspace: Workspace
     directory: Directory
     snapshot_at: datetime
     expand_up_to: int
@@ -166,12 +166,12 @@ class Grants:
         names = [cells[column] for column in view.name_columns]
         principal = cells[view.principal_column]
         if view.is_of_recipients:
-            ref = recipient_ref(self.place.metastore_id, principal)
+            ref = recipient_ref(self.workspace.metastore_id, principal)
         else:
             ref = self.directory.ref(principal)
         yield from self._expanded(
             ref,
-            securable_ref(self.place.metastore_id, view.kind, ".".join(names)),
+            securable_ref(self.workspace.metastore_id, view.kind, ".".join(names)),
             cells[view.privilege_column] if view.privilege_column else OWNER,
             self._ancestor(cells.get("inherited_from"), names),
             {"part": view.name, **cells},
@@ -197,7 +197,7 @@ class Grants:
             is_inherited = isinstance(from_kind, str) and from_kind
             yield from self._expanded(
                 self.directory.ref(principal),
-                securable_ref(self.place.metastore_id, kind, full_name),
+                securable_ref(self.workspace.metastore_id, kind, full_name),
                 privilege,
                 f"{str(from_kind).lower()}:{from_name or ''}" if is_inherited else None,
                 {"part": "effective_permissions", "principal": principal, **held},
@@ -207,7 +207,7 @@ class Grants:
         """The ownership of one securable, as the REST API's listings name it."""
         yield from self._expanded(
             self.directory.ref(owner),
-            securable_ref(self.place.metastore_id, kind, full_name),
+            securable_ref(self.workspace.metastore_id, kind, full_name),
             OWNER,
             None,
             {"part": "owner", "owner": owner},
@@ -234,7 +234,7 @@ class Grants:
                 via = ",".join(str(one) for one in objects) or "inherited"
             yield from self._expanded(
                 ref,
-                object_ref(self.place.workspace_id, kind, object_id),
+                object_ref(self.workspace.workspace_id, kind, object_id),
                 OWNER if level == "IS_OWNER" else level,
                 via,
                 {"part": f"permissions/{kind}", **entry, "all_permissions": [held]},
@@ -246,7 +246,7 @@ class Grants:
             return None
         kind = inherited_from.lower()
         full_name = {
-            "metastore": self.place.metastore_id,
+            "metastore": self.workspace.metastore_id,
             "catalog": names[0],
             "schema": ".".join(names[:2]),
         }.get(kind)

@@ -18,7 +18,7 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.http import encoded
 from verity_sdk.pages import SnapshotGap, SnapshotScope
-from verity_sdk.references.databricks import Place
+from verity_sdk.references.databricks import Workspace
 
 Found: TypeAlias = PermissionSnapshot | SnapshotGap | SnapshotScope
 
@@ -74,7 +74,7 @@ async def read_permissions(
     settings: Settings,
     api: RestApi,
     warehouse: Warehouse,
-    place: Place,
+    workspace: Workspace,
     snapshot_at: datetime,
 ) -> AsyncGenerator[Found, None]:
     """Every grant there is: memberships, then Unity Catalog, then the workspace's objects.
@@ -87,7 +87,7 @@ async def read_permissions(
         directory = await _directory(api)
     except PART_LOST as error:
         gap = SnapshotGap(GROUPS_SCOPE, str(error))
-    grants = Grants(place, directory, snapshot_at, settings.expand_groups_up_to)
+    grants = Grants(workspace, directory, snapshot_at, settings.expand_groups_up_to)
     for grant in grants.of_memberships():
         yield grant
     yield gap or SnapshotScope(GROUPS_SCOPE)
@@ -172,7 +172,7 @@ async def _securables(
     settings: Settings, api: RestApi, grants: Grants
 ) -> AsyncGenerator[Found, None]:
     """Unity Catalog by REST: the metastore and what hangs on it, then catalog by catalog."""
-    metastore_id = grants.place.metastore_id
+    metastore_id = grants.workspace.metastore_id
     async with aclosing(
         _scope(settings, api, grants, "metastore", _metastore(api, metastore_id))
     ) as found:

@@ -16,7 +16,7 @@ from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references.databricks import Place, asset_of, principal_ref
+from verity_sdk.references.databricks import Workspace, asset_of, principal_ref
 from verity_sdk.values import dumps, loads
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,7 +25,9 @@ COLUMNS = ("event_id", "ts_us", "raw")
 _MICROSECONDS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def parse_rows(rows: Iterable[Any], place: Place) -> tuple[list[RawEvent], list[RejectedRecord]]:
+def parse_rows(
+    rows: Iterable[Any], workspace: Workspace
+) -> tuple[list[RawEvent], list[RejectedRecord]]:
     """The events of some rows; a row that is not understood is a rejected record, with its bytes.
 
     Args:
@@ -34,7 +36,7 @@ def parse_rows(rows: Iterable[Any], place: Place) -> tuple[list[RawEvent], list[
     events, rejected = [], []
     for row in rows:
         try:
-            events.append(event_of(row, place))
+            events.append(event_of(row, workspace))
         except Malformed as error:
             reference = (
                 row[0] if isinstance(row, list) and row and isinstance(row[0], str) else None
@@ -43,7 +45,7 @@ def parse_rows(rows: Iterable[Any], place: Place) -> tuple[list[RawEvent], list[
     return events, rejected
 
 
-def event_of(row: Any, place: Place) -> RawEvent:
+def event_of(row: Any, workspace: Workspace) -> RawEvent:
     """The event of one row.
 
     Raises:
@@ -65,7 +67,7 @@ def event_of(row: Any, place: Place) -> RawEvent:
         occurred_at=_time(ts_us),
         principal_ref=principal_ref(_who(record)),
         asset_ref=asset_of(
-            action, parameters if isinstance(parameters, dict) else {}, record, place
+            action, parameters if isinstance(parameters, dict) else {}, record, workspace
         ),
         operation=f"{service}.{action}",
         raw_payload=record,

@@ -27,8 +27,8 @@ from connectors.hr.fields import LIST_FIELDS, SINGLE_NAMES, bamboohr_filter
 from connectors.hr.grants import grants_of
 from connectors.hr.known import Known
 from connectors.hr.reading import (
-    Place,
     Reading,
+    ReadingState,
     SnapshotItem,
     advanced,
     bound_of,
@@ -80,7 +80,7 @@ class BambooHrSource:
         self._terminated = frozenset(one.lower() for one in settings.terminated_statuses)
 
     async def readings(
-        self, place: Place, known: Known, read_at: datetime, until: datetime | None
+        self, place: ReadingState, known: Known, read_at: datetime, until: datetime | None
     ) -> AsyncIterator[Reading]:
         """One pass, oldest change first."""
         bound = bound_of(read_at, until)

@@ -13,8 +13,8 @@ from connectors.hr.changes import learn, observe
 from connectors.hr.known import Known
 from connectors.hr.reading import (
     SETTLE,
-    Place,
     Reading,
+    ReadingState,
     Source,
     TokenFile,
     bound_of,
@@ -116,7 +116,7 @@ class HrConnector(PagedConnector):
                 )
 
     def _may_stay_quiet(
-        self, after: Place | None, place: Place, packed: str, read_at: datetime
+        self, after: ReadingState | None, place: ReadingState, packed: str, read_at: datetime
     ) -> bool:
         """Whether a page would say nothing but how far the source was read, at a high price."""
         if len(packed) < LARGE_CURSOR_BYTES or after != place:
@@ -218,7 +218,7 @@ def _bamboohr_authorizer(settings: BambooHr) -> Authorizer:
     return TokenFile(settings.access_token_file)
 
 
-def _derive(reading: Reading, known: Known, place: Place) -> list[RawEvent]:
+def _derive(reading: Reading, known: Known, place: ReadingState) -> list[RawEvent]:
     """The events of a part of a pass; `known` has learnt all of it afterwards."""
     for one in reading.baseline:
         learn(one, known)

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReadingState:
     """A cursor without what is known of the people.
 
     Attributes:
@@ -65,7 +65,7 @@ class Place:
         }
 
 
-def place_of(position: Position, source: str, of: str) -> Place:
+def place_of(position: Position, source: str, of: str) -> ReadingState:
     """Where a pass starts.
 
     Raises:
@@ -73,7 +73,7 @@ def place_of(position: Position, source: str, of: str) -> Place:
     """
     cursor = position.cursor
     if cursor is None:
-        return Place(source, of, position.since, position.since, is_first=True)
+        return ReadingState(source, of, position.since, position.since, is_first=True)
     if cursor.get("v") != CURSOR_VERSION:
         raise Misconfigured(f"the cursor has version {cursor.get('v')!r}, which is not known here")
     if (cursor.get("source"), cursor.get("of")) != (source, of):
@@ -84,10 +84,10 @@ def place_of(position: Position, source: str, of: str) -> Place:
     return _place(cursor, source, of)
 
 
-def _place(cursor: Cursor, source: str, of: str) -> Place:
+def _place(cursor: Cursor, source: str, of: str) -> ReadingState:
     try:
         last_read_at = cursor["last_read_at"]
-        return Place(
+        return ReadingState(
             source,
             of,
             began_at=parse_utc(cursor["began_at"]),
@@ -116,7 +116,7 @@ class Reading:
     baseline: Iterable[Observation] = ()
     rejected: Sequence[RejectedRecord] = ()
     is_news: bool = True
-    after: Place | None = None
+    after: ReadingState | None = None
 
 
 SnapshotItem = PermissionSnapshot | SnapshotGap | SnapshotScope
@@ -126,7 +126,7 @@ class Source(Protocol):
     """An HR system."""
 
     def readings(
-        self, place: Place, known: Known, read_at: datetime, until: datetime | None
+        self, place: ReadingState, known: Known, read_at: datetime, until: datetime | None
     ) -> AsyncIterator[Reading]:
         """One pass: all that changed after `place`, the last part with its `after`.
 
@@ -151,7 +151,7 @@ def bound_of(read_at: datetime, until: datetime | None) -> datetime:
     return bound if until is None else min(bound, until)
 
 
-def advanced(place: Place, times: Iterable[datetime]) -> Place:
+def advanced(place: ReadingState, times: Iterable[datetime]) -> ReadingState:
     """The place after changes of these times."""
     return replace(place, since=max([place.since, *times]), is_first=False)
 

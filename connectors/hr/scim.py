@@ -27,8 +27,8 @@ from connectors.hr.fields import GROUP_ATTRIBUTES, Keep, scim_filter
 from connectors.hr.grants import grants_of
 from connectors.hr.known import Known
 from connectors.hr.reading import (
-    Place,
     Reading,
+    ReadingState,
     SnapshotItem,
     advanced,
     bound_of,
@@ -118,7 +118,7 @@ class ScimSource:
         self._capabilities: Capabilities | None = None
 
     async def readings(
-        self, place: Place, known: Known, read_at: datetime, until: datetime | None
+        self, place: ReadingState, known: Known, read_at: datetime, until: datetime | None
     ) -> AsyncIterator[Reading]:
         """One pass: those who changed since, or everybody."""
         context = Context(self._settings.source_name, self._shown, place.began_at, read_at)
@@ -156,7 +156,7 @@ class ScimSource:
         if excess is not None:
             raise Denied(excess)
 
-    async def _users(self, place: Place, read_at: datetime) -> tuple[Listing, bool]:
+    async def _users(self, place: ReadingState, read_at: datetime) -> tuple[Listing, bool]:
         """Those who changed, or everybody; and which of the two it is."""
         # One that lies ahead was read under a clock that stood wrong.
         is_due = place.last_read_at is None or not (
@@ -179,7 +179,7 @@ class ScimSource:
     def _sorted_out(
         self,
         listing: Listing,
-        place: Place,
+        place: ReadingState,
         known: Known,
         context: Context,
         until: datetime | None,
@@ -208,7 +208,7 @@ class ScimSource:
         return sorted(changed), unchanged
 
     async def _absent(
-        self, place: Place, known: Known, found: Collection[str], context: Context
+        self, place: ReadingState, known: Known, found: Collection[str], context: Context
     ) -> tuple[list[Observation], str | None]:
         """Those who are known and not there, each asked for; or why that can't be believed."""
         gone = [one for one in known.people if one not in found]

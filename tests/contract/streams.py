@@ -19,7 +19,7 @@ from verity_stream.records import (
     Offsets,
     Origin,
     PageSummary,
-    Place,
+    Partition,
     Record,
     checkpoint_record,
     raw_topic,
@@ -76,7 +76,7 @@ async def published(
     one: KafkaPublisher,
     records: Iterable[Record],
     seal: Callable[[Offsets], Iterable[Record]] | None = None,
-    *last: Place,
+    *last: Partition,
 ) -> Offsets:
     """Publish as a relay does: a page that was filled before, and what closes it."""
     page = one.new_page()

@@ -22,7 +22,7 @@ from fakes.kit import Clock, serving
 from fakes.world import World
 
 from connectors.hr import HrConnector
-from verity_sdk.testing import ConnectorLaws, FakedSource, Fault, Grant
+from verity_sdk.testing import ConnectorLaws, FakedSource, Fault, GrantTuple
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 # Beside other work, and with memory traced, a fake may need more than a second for its people.
@@ -53,7 +53,7 @@ class OAuthSource(HrSource):
         Fault.FORBIDDEN_OBJECT: "the list has no objects that are asked for one by one",
     }
 
-    def grants(self) -> Collection[Grant]:
+    def grants(self) -> Collection[GrantTuple]:
         return self.fake.grants(has_oauth=True)  # type: ignore[call-arg]
 
     def secrets(self) -> Collection[str]:

@@ -36,7 +36,7 @@ from verity_stream.records import (
     IDS_TOPIC,
     Checkpoint,
     Offsets,
-    Place,
+    Partition,
     PublishedId,
     Record,
     dead_topic,
@@ -197,7 +197,7 @@ class MemoryPublisher:
         pass
 
     @asynccontextmanager
-    async def transaction(self, *last: Place) -> AsyncIterator[Transaction]:
+    async def transaction(self, *last: Partition) -> AsyncIterator[Transaction]:
         assert self._generation, "start() comes first"
         assert not self._is_spent, "spent: aiokafka's next transaction would fail"
         self._is_open = self._is_spent = True

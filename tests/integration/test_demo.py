@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from connectors.postgres.log_lines import Context
-from verity_stream.dev.demo.proof import Proof, Views, events_in_log, statement_lines
+from verity_stream.dev.demo.proof import Copies, Proof, events_in_log, statement_lines
 from verity_stream.dev.demo.show import who_may_do_what
 from verity_stream.records import Checkpoint, Seen
 
@@ -20,7 +20,7 @@ CHECKPOINT = Checkpoint("a", 7, 2, datetime(2026, 1, 1, tzinfo=UTC), {"offset": 
 HELD = Proof(
     source_ids=["1", "2", "3"],
     topic_ids=["3", "1", "2"],
-    views=Views(CHECKPOINT, CHECKPOINT, CHECKPOINT),
+    views=Copies(CHECKPOINT, CHECKPOINT, CHECKPOINT),
     statements_sent=2,
     statements_found=2,
     leak_count=0,
@@ -82,19 +82,19 @@ def test_a_proof_without_differences_holds() -> None:
         (replace(HELD, statements_found=1), "sent 2 statements, the topic tells of 1"),
         (replace(HELD, leak_count=1), "contain a password"),
         (replace(HELD, exit_code=1), "exit code"),
-        (replace(HELD, views=Views(None, None, None)), "views of the checkpoint differ"),
-        (replace(HELD, views=Views(CHECKPOINT, CHECKPOINT, None)), "table none"),
+        (replace(HELD, views=Copies(None, None, None)), "views of the checkpoint differ"),
+        (replace(HELD, views=Copies(CHECKPOINT, CHECKPOINT, None)), "table none"),
         (
-            replace(HELD, views=Views(CHECKPOINT, CHECKPOINT, replace(CHECKPOINT, version=6))),
+            replace(HELD, views=Copies(CHECKPOINT, CHECKPOINT, replace(CHECKPOINT, version=6))),
             "table version 6",
         ),
         (
-            replace(HELD, views=Views(replace(CHECKPOINT, cursor={}), CHECKPOINT, CHECKPOINT)),
+            replace(HELD, views=Copies(replace(CHECKPOINT, cursor={}), CHECKPOINT, CHECKPOINT)),
             "PostgreSQL version 7 {}",
         ),
         (
             replace(
-                HELD, views=Views(replace(CHECKPOINT, seen=Seen(1, 1)), CHECKPOINT, CHECKPOINT)
+                HELD, views=Copies(replace(CHECKPOINT, seen=Seen(1, 1)), CHECKPOINT, CHECKPOINT)
             ),
             "views of the checkpoint differ",
         ),
@@ -106,7 +106,7 @@ def test_whatever_differs_is_named(changed: Proof, says: str) -> None:
 
 def test_a_claim_after_the_last_page_is_no_difference() -> None:
     claimed = replace(CHECKPOINT, epoch=3)
-    assert Views(claimed, CHECKPOINT, CHECKPOINT).are_equal
+    assert Copies(claimed, CHECKPOINT, CHECKPOINT).are_equal
 
 
 def test_a_statement_over_several_tables_is_one_line() -> None:

@@ -23,7 +23,7 @@ from connectors.synapse.records import events_of as synapse_events_of
 from verity_sdk.http import Answer
 from verity_sdk.log_analytics import _understood, rows_of
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references.databricks import Place
+from verity_sdk.references.databricks import Workspace
 from verity_stream.relay.page_builder import Draft
 
 AT = "2026-11-24T08:01:02.123456Z"
@@ -55,7 +55,7 @@ def fabric(records: Sequence[bytes]) -> Found:
 
 def databricks(records: Sequence[bytes]) -> Found:
     rows = [[f"e{n}", "1764000000123000", one.decode()] for n, one in enumerate(records)]
-    return parse_rows(answered(json.dumps(rows).encode()), Place("m-1", "42"))
+    return parse_rows(answered(json.dumps(rows).encode()), Workspace("m-1", "42"))
 
 
 def postgres(records: Sequence[bytes]) -> Found:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.completeness import Answer, Completeness, completeness
+from verity_sdk.completeness import Completeness, Coverage, completeness
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
 from verity_stream.kafka.committed import CommittedReader
@@ -74,7 +74,7 @@ def asked(
     checkpoints: Sequence[Mapping[str, Any]],
     gaps: Sequence[dict[str, Any]] = (),
     **options: Any,
-) -> Answer:
+) -> Coverage:
     """The answer for the hour from 10 to 11."""
     return completeness(
         checkpoints, gaps, platform="test", since=START + 10 * HOUR, until=START + 11 * HOUR,
@@ -91,14 +91,14 @@ def record(key: str, value: Any, schema: str = "") -> SimpleNamespace:
     )  # fmt: skip
 
 
-Ask: TypeAlias = Callable[..., Awaitable[Answer]]
+Ask: TypeAlias = Callable[..., Awaitable[Coverage]]
 
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """The answer of what the topics of checkpoints and gaps hold, for the hour from 10 to 11."""
 
-    async def ask(checkpoints: Sequence[Any], gaps: Sequence[Any] = ()) -> Answer:
+    async def ask(checkpoints: Sequence[Any], gaps: Sequence[Any] = ()) -> Coverage:
         topics = {CHECKPOINTS_TOPIC: checkpoints, GAPS_TOPIC: gaps}
 
         async def counts(_: Any, names: Iterable[str]) -> dict[str, int]:
@@ -118,7 +118,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 def test_complete_is_where_every_connector_of_the_platform_is() -> None:
     answer = asked([checkpoint("a", 11), checkpoint("b", 12), checkpoint("c", 1, "other")])
-    assert answer == Answer(Completeness.COMPLETE, START + 11 * HOUR)
+    assert answer == Coverage(Completeness.COMPLETE, START + 11 * HOUR)
 
 
 def test_the_slowest_connector_is_waited_for_and_its_last_record_counts() -> None:
@@ -130,11 +130,11 @@ def test_the_slowest_connector_is_waited_for_and_its_last_record_counts() -> Non
 
 def test_a_connector_that_cannot_tell_is_never_complete() -> None:
     answer = asked([checkpoint("a", 12), checkpoint("b", None)])
-    assert answer == Answer(Completeness.NOT_YET, None, ("b",))
+    assert answer == Coverage(Completeness.NOT_YET, None, ("b",))
 
 
 def test_of_a_platform_that_nobody_serves_nothing_is_known() -> None:
-    assert asked([]) == Answer(Completeness.NOT_YET, None)
+    assert asked([]) == Coverage(Completeness.NOT_YET, None)
     assert asked([checkpoint("a", 12)], connectors=["b"]).waiting_for == ("b",)
 
 
@@ -297,7 +297,7 @@ async def test_a_gap_that_cannot_be_read_holds_up_its_connector_and_nobody_else(
 
 
 def test_the_name_that_programs_knew_goes_on_working_for_a_release() -> None:
-    sys.modules.pop("verity_stream.completeness", None)
+    sys.modules.pop("verity_stream.verify.completeness", None)
     with pytest.warns(DeprecationWarning, match=r"verity_stream\.verify\.completeness"):
-        module = importlib.import_module("verity_stream.completeness")
+        module = importlib.import_module("verity_stream.verify.completeness")
     assert module.is_complete is is_complete

@@ -13,7 +13,7 @@ from connectors.databricks.grants import VIEWS, Grants
 from connectors.databricks.groups import Directory, Membership
 from connectors.databricks.settings import OWNER_VIEWS, PRIVILEGE_VIEWS
 from verity_sdk.errors import Malformed
-from verity_sdk.references.databricks import Place
+from verity_sdk.references.databricks import Workspace
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 APP = "0f5d6e7a-1111-4000-8000-00000000c1de"
@@ -36,7 +36,7 @@ def directory(groups: dict[str, list[str]]) -> Directory:
 
 
 def grants(found: Directory, expand_up_to: int = 100) -> Grants:
-    return Grants(Place("m", "1"), found, AT, expand_up_to)
+    return Grants(Workspace("m", "1"), found, AT, expand_up_to)
 
 
 def keys(rows: Any) -> list[tuple[Any, ...]]:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from connectors.databricks.records import event_of, fallback_id, parse_rows
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
-from verity_sdk.references.databricks import Place
+from verity_sdk.references.databricks import Workspace
 
-PLACE = Place("m-1", "42")
+PLACE = Workspace("m-1", "42")
 APP = "0f5d6e7a-1111-4000-8000-00000000c1de"
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

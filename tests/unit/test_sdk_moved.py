@@ -18,7 +18,12 @@ MOVED = {
     "verity_sdk.chunks.not_after": "verity_sdk.position.not_after",
     "verity_sdk.connector_base.ACK_SECONDS_MAX": "verity_sdk.run.ACK_SECONDS_MAX",
     "verity_sdk.connector_base.RUN_LIMITS": "verity_sdk.run.RUN_LIMITS",
+    "verity_sdk.completeness.Answer": "verity_sdk.completeness.Coverage",
     "verity_sdk.connector_base.asked_since": "verity_sdk.position.asked_since",
+    "verity_sdk.references.databricks.Place": "verity_sdk.references.databricks.Workspace",
+    "verity_sdk.testing.Grant": "verity_sdk.testing.source.GrantTuple",
+    "verity_sdk.testing.source.Grant": "verity_sdk.testing.source.GrantTuple",
+    "verity_stream.verify.completeness.Answer": "verity_sdk.completeness.Coverage",
 }
 
 

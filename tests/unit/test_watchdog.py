@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from verity_stream.worker.watchdog import (
     Facts,
-    Limits,
     MirrorWatch,
+    StandstillLimits,
     Watchdog,
     standstills,
     where_main_thread_is,
 )
 
-LIMITS = Limits(standstill=120, mirror=300)
+LIMITS = StandstillLimits(standstill=120, mirror=300)
 
 
 @pytest.mark.parametrize(

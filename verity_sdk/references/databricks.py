@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from verity_sdk.deprecation import moved
 from verity_sdk.references import UNKNOWN, service_principal, user
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -54,7 +55,7 @@ ACCOUNT_LEVEL = "0"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Workspace:
     """Where the connector looks from.
 
     Attributes:
@@ -112,7 +113,7 @@ def account_ref(account_id: str) -> str:
 
 
 def asset_of(
-    action: str, parameters: Mapping[str, Any], record: Mapping[str, Any], place: Place
+    action: str, parameters: Mapping[str, Any], record: Mapping[str, Any], workspace: Workspace
 ) -> str:
     """What an audit event was done to.
 
@@ -121,12 +122,12 @@ def asset_of(
         parameters: Its `request_params`; which keys there are differs from action to action.
         record: All of it.
     """
-    metastore_id = _text(parameters, "metastore_id") or place.metastore_id
+    metastore_id = _text(parameters, "metastore_id") or workspace.metastore_id
     found = _securable(action, parameters)
     if found is not None:
         return securable_ref(metastore_id, *found)
     stated = record.get("workspace_id")
-    workspace_id = str(stated) if isinstance(stated, str | int) else place.workspace_id
+    workspace_id = str(stated) if isinstance(stated, str | int) else workspace.workspace_id
     for key, kind in _OBJECT_KEYS:
         value = _text(parameters, key)
         if value:
@@ -165,3 +166,7 @@ def _securable(action: str, parameters: Mapping[str, Any]) -> tuple[str, str] | 
 def _text(parameters: Mapping[str, Any], key: str) -> str | None:
     value = parameters.get(key)
     return value if isinstance(value, str) and value else None
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"Place": "verity_sdk.references.databricks.Workspace"})

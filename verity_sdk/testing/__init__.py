@@ -20,16 +20,19 @@ A law that does not apply is skipped and says why: the source names it in `does_
 pytest; nothing else of the SDK does.
 """
 
+from typing import TYPE_CHECKING
+
 try:
     import pytest  # noqa: F401 - asked for here, so that the message says what to do
 except ImportError as error:
     raise ImportError("verity_sdk.testing needs pytest: pip install pytest") from error
 
+from verity_sdk.deprecation import moved
 from verity_sdk.testing.driver import Collector, LawBroken, State, Suspending, opened
 from verity_sdk.testing.faults import Clock, Fault, Faults
 from verity_sdk.testing.laws import LAWS, ConnectorLaws, judge
 from verity_sdk.testing.report import Outcome, Verdict
-from verity_sdk.testing.source import Fake, FakedSource, Grant, SourceUnderTest
+from verity_sdk.testing.source import Fake, FakedSource, GrantTuple, SourceUnderTest
 
 __all__ = [
     "LAWS",
@@ -40,7 +43,7 @@ __all__ = [
     "FakedSource",
     "Fault",
     "Faults",
-    "Grant",
+    "GrantTuple",
     "LawBroken",
     "Outcome",
     "SourceUnderTest",
@@ -50,3 +53,7 @@ __all__ = [
     "judge",
     "opened",
 ]
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"Grant": "verity_sdk.testing.source.GrantTuple"})

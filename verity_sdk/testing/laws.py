@@ -31,7 +31,7 @@ from verity_sdk.position import NAME_RULE, is_valid_name
 from verity_sdk.testing.driver import Collector, LawBroken, State, opened
 from verity_sdk.testing.faults import Fault
 from verity_sdk.testing.report import OUTCOMES, Outcome, Verdict
-from verity_sdk.testing.source import Grant, SourceUnderTest, declared
+from verity_sdk.testing.source import GrantTuple, SourceUnderTest, declared
 
 MARGIN = timedelta(minutes=2)
 """Events are added within seconds after the time that is asked for; all of them are past then."""
@@ -999,13 +999,13 @@ class ConnectorLaws:
         if connector_class is not None and not issubclass(connector_class, PagedConnector):
             raise _NotApplicable(reason)
 
-    def _grants(self, source: SourceUnderTest) -> set[Grant]:
+    def _grants(self, source: SourceUnderTest) -> set[GrantTuple]:
         grants = source.grants()
         if grants is None:
             raise _NotApplicable("the source has no grants to read")
         return set(grants)
 
-    def _expect_grants(self, taken: Snapshot, truth: set[Grant], where: str = "") -> None:
+    def _expect_grants(self, taken: Snapshot, truth: set[GrantTuple], where: str = "") -> None:
         got = taken.as_tuples()
         if truth - got:
             missing = truth - got
@@ -1133,7 +1133,7 @@ class Snapshot:
         else:
             raise LawBroken(f"a snapshot yielded a {type(row).__name__}")
 
-    def as_tuples(self) -> set[Grant]:
+    def as_tuples(self) -> set[GrantTuple]:
         """The grants as the truth is written."""
         return {
             (

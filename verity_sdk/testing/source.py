@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from verity_sdk.connector_base import BaseConnector
+from verity_sdk.deprecation import moved
 from verity_sdk.testing.faults import Fault
 
-Grant = tuple[str, ...]
+GrantTuple = tuple[str, ...]
 """(principal_ref, asset_ref, privilege, grant_mechanism, granted_via or "")"""
 
 
@@ -74,7 +75,7 @@ class SourceUnderTest(ABC):
     def event_ids(self) -> Collection[str]:
         """The ids of all events that were added: the truth."""
 
-    def grants(self) -> Collection[Grant] | None:
+    def grants(self) -> Collection[GrantTuple] | None:
         """The grants that stand now: the truth of a snapshot. None: there are none to read."""
         return None
 
@@ -114,7 +115,7 @@ class Fake(Protocol):
     def event_ids(self) -> Collection[str]:
         """As `SourceUnderTest.event_ids`."""
 
-    def grants(self) -> Collection[Grant]:
+    def grants(self) -> Collection[GrantTuple]:
         """As `SourceUnderTest.grants`."""
 
 
@@ -151,7 +152,7 @@ class FakedSource(SourceUnderTest):
         """As the fake says."""
         return self.fake.event_ids()
 
-    def grants(self) -> Collection[Grant] | None:
+    def grants(self) -> Collection[GrantTuple] | None:
         """As the fake says."""
         return self.fake.grants()
 
@@ -179,3 +180,7 @@ def declared(source: SourceUnderTest, connector: BaseConnector, name: str) -> ti
         if isinstance(value, timedelta):
             return value
     return None
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"Grant": "verity_sdk.testing.source.GrantTuple"})

@@ -38,7 +38,7 @@ from verity_stream.postgres.pool import database_errors
 from verity_stream.postgres.reports import Reports
 from verity_stream.records import (
     GAPS_TOPIC,
-    DeadLetterPart,
+    DeadLetter,
     NotUnderstood,
     dead_topic,
     decode_dead_part,
@@ -293,7 +293,7 @@ async def _read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[N
 class _Letter:
     """A dead letter, put together from its parts and their records."""
 
-    def __init__(self, dead_id: str, parts: Iterable[tuple[DeadLetterPart, Any]]) -> None:
+    def __init__(self, dead_id: str, parts: Iterable[tuple[DeadLetter, Any]]) -> None:
         self.dead_id = dead_id
         ordered = sorted(parts, key=lambda pair: pair[0].part)
         self._first, self._record = ordered[0]
@@ -343,7 +343,7 @@ async def _read_letters(
         prefix = dead_topic("")
         topics = list(await partition_counts(kafka, lambda name: name.startswith(prefix)))
     strange: list[NotUnderstood] = []
-    parts: dict[tuple[str, datetime], dict[int, tuple[DeadLetterPart, Any]]] = defaultdict(dict)
+    parts: dict[tuple[str, datetime], dict[int, tuple[DeadLetter, Any]]] = defaultdict(dict)
     async for record in CommittedReader(kafka, waits_for_open=False).stream(*topics):
         try:
             identity, part = decode_dead_part(record)

@@ -19,13 +19,13 @@ from verity_stream.downstream.app import (
     verity_agent,
 )
 from verity_stream.downstream.topics import (
-    DeadLetter,
     agents_dead_topic,
     dead_topic,
     permissions_topic,
     raw_topic,
 )
 from verity_stream.records import (
+    DeadLetter,
     Grant,
     PermissionRecord,
     SnapshotEnd,

@@ -14,15 +14,12 @@ from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_stream import records
 from verity_stream.records import (
-    DeadLetterPart,
+    DeadLetter,
     PermissionRecord,
     decode_dead_letter,
     decode_event,
     decode_permission,
 )
-
-DeadLetter = DeadLetterPart
-
 
 # Topics.
 

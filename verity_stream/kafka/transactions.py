@@ -36,7 +36,7 @@ from verity_stream.failpoints import passing
 from verity_stream.kafka.clients import AIOKAFKA, Clients
 from verity_stream.kafka.errors import as_verity_error
 from verity_stream.kafka.partitions import partition_of_key
-from verity_stream.records import Headers, Offsets, Place, Record
+from verity_stream.records import Headers, Offsets, Partition, Record
 
 logger = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class Publisher(Protocol):
     async def open_topic(self, topic: str) -> None:
         """Learn what there is to know of a topic that exists, so that records can be added."""
 
-    def transaction(self, *last: Place) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, *last: Partition) -> AbstractAsyncContextManager[Transaction]:
         """One transaction; see the module's contract.
 
         Args:
@@ -246,7 +246,7 @@ class KafkaPublisher:
             self._partitions[topic] = _Partitions(count)
 
     @asynccontextmanager
-    async def transaction(self, *last: Place) -> AsyncIterator[Transaction]:
+    async def transaction(self, *last: Partition) -> AsyncIterator[Transaction]:
         """Begin, let the caller send, commit; see the module's contract."""
         producer = self._started
         try:

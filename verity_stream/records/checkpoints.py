@@ -17,7 +17,7 @@ from verity_stream.records.record import (
     Kind,
     Offsets,
     Origin,
-    Place,
+    Partition,
     Record,
     decoding,
     json_object,
@@ -271,7 +271,7 @@ class Sealed:
 
     version: int
     counts: Mapping[Kind, int]
-    ranges: Mapping[Place, tuple[int, int]]
+    ranges: Mapping[Partition, tuple[int, int]]
     is_position: bool = False
 
 

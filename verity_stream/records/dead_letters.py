@@ -27,7 +27,7 @@ from verity_stream.records.record import (
 )
 
 
-class DeadLetter(NamedTuple):
+class Undeliverable(NamedTuple):
     """What could not be published, whole, in one record or in parts.
 
     `ids` are the same whenever the same thing turns up again, so that it is one dead letter: its
@@ -44,7 +44,7 @@ class DeadLetter(NamedTuple):
         return sum(len(record.value or b"") for record in self.records)
 
 
-def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> DeadLetter:
+def dead_event(origin: Origin, event: Any, reason: str, part_bytes: int) -> Undeliverable:
     """The dead letter of an event that can't be published."""
     fields = _fields(event)
     try:
@@ -64,7 +64,7 @@ ORIGINAL_REASON = "published, but altered at "
 """So begins the reason of a dead letter that keeps what a published event was."""
 
 
-def original(origin: Origin, event: Any, altered: bytes, part_bytes: int) -> DeadLetter:
+def original(origin: Origin, event: Any, altered: bytes, part_bytes: int) -> Undeliverable:
     """The dead letter that keeps what an event was before it was altered to be published."""
     reason = f"{ORIGINAL_REASON}{altered.decode()}: this is the original"
     letter = dead_event(origin, event, reason, part_bytes)
@@ -76,7 +76,7 @@ def _fields(thing: Any) -> dict[str, Any]:
     return dict(fields) if isinstance(fields, dict) else {"value": thing}
 
 
-def dead_record(origin: Origin, rejected: Any, part_bytes: int) -> DeadLetter:
+def dead_record(origin: Origin, rejected: Any, part_bytes: int) -> Undeliverable:
     """The dead letter of a source record that was not understood."""
     if not isinstance(rejected, RejectedRecord):
         reason = f"the connector rejected a {type(rejected).__name__}, not a RejectedRecord"
@@ -99,7 +99,7 @@ def _dead_letter(
     part_bytes: int,
     *,
     event_id: str | None = None,
-) -> DeadLetter:
+) -> Undeliverable:
     """Cut the data into parts that fit a record; `sha256` and `parts` prove a whole one."""
     digest = hashlib.sha256(data).hexdigest()
     # Cleaned, so that it reads back from the header as it is, and is never too long for one.
@@ -134,11 +134,11 @@ def _dead_letter(
             encoded = base64.b64encode(piece).decode()
             value = orjson.dumps({**body, "encoding": "base64", "data": encoded})
         records.append(Record(dead_topic(origin.platform), digest.encode(), value, headers))
-    return DeadLetter(tuple(ids.values()), records)
+    return Undeliverable(tuple(ids.values()), records)
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetterPart:
+class DeadLetter:
     """What a connector could not publish, or one part of it.
 
     Attributes:
@@ -162,7 +162,7 @@ class DeadLetterPart:
     data: bytes
 
 
-def decode_dead_letter(value: bytes | None) -> DeadLetterPart:
+def decode_dead_letter(value: bytes | None) -> DeadLetter:
     """Read a record of a topic of connectors' dead letters.
 
     Raises:
@@ -175,7 +175,7 @@ def decode_dead_letter(value: bytes | None) -> DeadLetterPart:
         if body["reference"] is not None:
             require(body, str, "reference")
         data, is_text = body["data"], body["encoding"] == "utf-8"
-        return DeadLetterPart(
+        return DeadLetter(
             body["platform"],
             body["connector_id"],
             body["reason"],
@@ -189,7 +189,7 @@ def decode_dead_letter(value: bytes | None) -> DeadLetterPart:
         )
 
 
-def decode_dead_part(record: Any) -> tuple[str, DeadLetterPart]:
+def decode_dead_part(record: Any) -> tuple[str, DeadLetter]:
     """A dead letter's id, and what one of its records holds.
 
     Raises:

@@ -18,7 +18,7 @@ GAPS_TOPIC = "verity.connector.gaps"
 IDS_TOPIC = "verity.connector.ids"
 
 Headers = list[tuple[str, bytes]]
-Place = tuple[str, int]
+Partition = tuple[str, int]
 """A topic's partition."""
 Offsets = dict[str, dict[int, tuple[int, int]]]
 """Topic → partition → the first and last offset that a page took there."""

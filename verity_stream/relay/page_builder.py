@@ -17,12 +17,12 @@ from verity_sdk.errors import Malformed
 from verity_sdk.pages import Gap
 from verity_stream.kafka.transactions import Publisher
 from verity_stream.records import (
-    DeadLetter,
     EncodedEvent,
     EventEncoder,
     Headers,
     Origin,
     PageSummary,
+    Undeliverable,
     dead_event,
     dead_record,
     gap_record,
@@ -126,8 +126,8 @@ class Draft:
         self._count = 0
         self._turn_at = TURN
         self._encoded: list[EncodedEvent] = []
-        self._originals: dict[int, DeadLetter] = {}
-        self._letters: list[DeadLetter] = []
+        self._originals: dict[int, Undeliverable] = {}
+        self._letters: list[Undeliverable] = []
         # base64 and the frame around it must fit too.
         self._part_bytes = outlet.record_bytes_max // 2
         self._origin: Origin | None = None
@@ -198,7 +198,7 @@ class Draft:
         """Add a source record that was not understood."""
         self._bury(dead_record(self.origin, record, self._part_bytes))
 
-    def _bury(self, letter: DeadLetter) -> None:
+    def _bury(self, letter: Undeliverable) -> None:
         """Keep in place of an event; at once, for the connector may go on using the object."""
         self._letters.append(letter)
         self._grow(letter.size_bytes)
@@ -232,7 +232,7 @@ class Draft:
             gap_count=len(self.gaps),
         )
 
-    def _is_fresh(self, letter: DeadLetter) -> bool:
+    def _is_fresh(self, letter: Undeliverable) -> bool:
         """Whether none of a dead letter's ids was in this topic before; they are from now on."""
         topic = letter.records[0].topic
         hashes = self._hashes(repeat(topic), (one.encode() for one in letter.ids))

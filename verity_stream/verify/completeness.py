@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from verity_common.kafka import KafkaSettings
-from verity_sdk.completeness import Answer, Completeness, completeness, order_of
+from verity_sdk.completeness import Completeness, Coverage, completeness, order_of
 from verity_sdk.errors import Malformed
 from verity_stream.kafka.committed import CommittedReader
 from verity_stream.records import (
@@ -20,7 +20,7 @@ from verity_stream.records import (
     decode_gap,
 )
 
-__all__ = ["Answer", "Completeness", "is_complete"]
+__all__ = ["Completeness", "Coverage", "is_complete"]
 
 
 async def is_complete(
@@ -30,7 +30,7 @@ async def is_complete(
     until: datetime,
     connectors: Collection[str] | None = None,
     configured: Collection[str] = (),
-) -> Answer:
+) -> Coverage:
     """Whether every event of a platform between two times is in its topic.
 
     For any program that reads the raw topics: it needs Kafka, and neither Postgres nor a worker.

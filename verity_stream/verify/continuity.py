@@ -10,7 +10,7 @@ from typing import Literal
 
 from verity_stream.records import (
     Kind,
-    Place,
+    Partition,
     Sealed,
 )
 
@@ -60,7 +60,7 @@ class Continuity:
         self,
         records: Sequence[Sealed],
         edits: Collection[int],
-        bounds: Mapping[Place, tuple[int, int]],
+        bounds: Mapping[Partition, tuple[int, int]],
         delivery: Delivery = "exactly_once",
     ) -> None:
         self._records = list(records)
@@ -75,7 +75,7 @@ class Continuity:
         positions = {record.version - 1 for record in self._records if record.is_position}
         self._edits = sorted({*edits, *(positions - known)})
         self._accounted = sorted(known | set(self._edits))
-        self._intervals: dict[Place, tuple[list[int], list[int], list[int]]] = {}
+        self._intervals: dict[Partition, tuple[list[int], list[int], list[int]]] = {}
         self._provable = self._place_pages()
         self._found: dict[int, dict[Kind, int]] = defaultdict(lambda: defaultdict(int))
         self._parts: set[tuple[int, int]] = set()
@@ -101,8 +101,8 @@ class Continuity:
         """Which offsets belong to which page; returns the pages whose counts can be checked."""
         provable: dict[int, Sealed] = {}
         expired = recreated = unknown = newer = 0
-        spans: dict[Place, list[tuple[int, int, int]]] = defaultdict(list)
-        floors: dict[Place, int] = {}
+        spans: dict[Partition, list[tuple[int, int, int]]] = defaultdict(list)
+        floors: dict[Partition, int] = {}
         for record in sorted(self._records, key=lambda one: one.version, reverse=True):
             is_whole = True
             for place, (first, last) in record.ranges.items():
@@ -141,7 +141,7 @@ class Continuity:
                 self._notes.append(f"{count} ranges of checkpoint records {why}")
         return provable
 
-    def take(self, place: Place, offset: int, kind: Kind, identity: bytes) -> None:
+    def take(self, place: Partition, offset: int, kind: Kind, identity: bytes) -> None:
         """Take in one committed record of the connector; those of a partition come in order."""
         low, high = self._versions_at(place, offset)
         is_placed = low == high
@@ -172,7 +172,7 @@ class Continuity:
         if len(self._repeats) < SAMPLES_MAX:
             self._repeats.append(_text(identity))
 
-    def _versions_at(self, place: Place, offset: int) -> tuple[int, int]:
+    def _versions_at(self, place: Partition, offset: int) -> tuple[int, int]:
         """The page of an offset as twice its version, or the pages before and after it."""
         firsts, lasts, versions = self._intervals.get(place, ([], [], []))
         index = bisect_right(firsts, offset) - 1

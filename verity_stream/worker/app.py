@@ -33,7 +33,7 @@ from verity_stream.worker.driver import (
     Runner,
 )
 from verity_stream.worker.mirror import mirror_event
-from verity_stream.worker.watchdog import Limits, Watchdog
+from verity_stream.worker.watchdog import StandstillLimits, Watchdog
 
 RECONCILE_SECONDS = 1.0
 BROKER_REACH_SECONDS = 2.0
@@ -87,7 +87,7 @@ class WorkerApp(VerityApp):
         self.driver = Driver(runner_factory, is_fenced=verity.delivery == "exactly_once")
         timeout_seconds = verity.watchdog_timeout.total_seconds()
         self.watchdog = Watchdog(
-            Limits(
+            StandstillLimits(
                 standstill=timeout_seconds,
                 mirror=max(
                     timeout_seconds,

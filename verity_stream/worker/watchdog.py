@@ -50,7 +50,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StandstillLimits:
     """How long each may last, in seconds.
 
     Attributes:
@@ -62,12 +62,12 @@ class Limits:
     standstill: float
     mirror: float
 
-    def half(self) -> Limits:
+    def half(self) -> StandstillLimits:
         """From here on the worker is not ready."""
-        return Limits(self.standstill / 2, self.mirror / 2)
+        return StandstillLimits(self.standstill / 2, self.mirror / 2)
 
 
-def standstills(facts: Facts, limits: Limits) -> list[str]:
+def standstills(facts: Facts, limits: StandstillLimits) -> list[str]:
     """What stands still for longer than it may, in sentences; empty where the worker works.
 
     While no broker can be reached, a worker that waits for one does what it should.
@@ -153,7 +153,7 @@ class Watchdog:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: StandstillLimits,
         is_broker_reachable: Callable[[], bool],
         leave: Callable[[str], None] = leave,
         clock: Callable[[], float] = time.monotonic,

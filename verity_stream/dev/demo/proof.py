@@ -15,7 +15,7 @@ IDS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class Copies:
     """A connector's checkpoint in the three places where it is kept."""
 
     database: Checkpoint | None
@@ -47,7 +47,7 @@ class Proof:
 
     source_ids: Sequence[str]
     topic_ids: Sequence[str]
-    views: Views
+    views: Copies
     statements_sent: int
     statements_found: int
     leak_count: int

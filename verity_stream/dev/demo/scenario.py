@@ -21,7 +21,7 @@ from connectors.postgres.settings import PLATFORM, Settings
 from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Unavailable
-from verity_stream.dev.demo.proof import Proof, Views, events_in_log, statement_lines
+from verity_stream.dev.demo.proof import Copies, Proof, events_in_log, statement_lines
 from verity_stream.dev.demo.show import Progress, proof_lines, who_did_what, who_may_do_what
 from verity_stream.dev.demo.workers import DemoWorker
 from verity_stream.dev.demo.workload import COLLECTOR, DATABASE, Workload
@@ -231,9 +231,9 @@ class Scenario:
         await self._until(is_out, worker, CATCH_UP_SECONDS, "a permission snapshot", POLL_SECONDS)
         self.progress.say("a snapshot of all permissions, taken after the revoke, is in Kafka")
 
-    async def _rest(self, worker: DemoWorker) -> Views:
+    async def _rest(self, worker: DemoWorker) -> Copies:
         """The three views as soon as they agree, or as they are when time is up."""
-        views = Views(None, None, None)
+        views = Copies(None, None, None)
 
         async def agree() -> bool:
             nonlocal views
@@ -245,11 +245,11 @@ class Scenario:
             await self._until(agree, worker, 20, "three equal views", POLL_SECONDS)
         return views
 
-    async def _views(self, worker: DemoWorker) -> Views:
+    async def _views(self, worker: DemoWorker) -> Copies:
         page = await asyncio.to_thread(worker.page, "/checkpoints")
         entry = (page or {}).get(CONNECTOR_ID)
         topic = (await self._committed.last_checkpoints()).get(CONNECTOR_ID)
-        return Views(
+        return Copies(
             await PostgresCheckpoints(self._pool).load(CONNECTOR_ID),
             None if isinstance(topic, Malformed) else topic,
             None if entry is None else decode_checkpoint(orjson.dumps(entry)),
