@@ -102,7 +102,9 @@ class BaseConnector(ABC):
         """
 
     def health_warnings(self) -> list[str]:
-        """What is no error and yet worth an operator's look, each in one sentence without secrets.
+        """What is worth an operator's look without being an error, each in one sentence.
+
+        No secrets in it.
 
         Asked by the stream application about every ten seconds; must not wait for anything.
         """
@@ -136,8 +138,8 @@ class BaseConnector(ABC):
         surrogate pair, NaN, bytes, an integer beyond 64 bits) goes out in its text form: the
         record has the header `altered`, a JSON list of the JSON pointers to what was altered,
         and a warning names the event; integers and UUIDs as ids or references become their text.
-        What is no `RawEvent`, has no id, no valid time, no reference or no valid platform is not
-        published: one line at ERROR names its id and says why, the pass goes on, and the
+        What is not a `RawEvent`, or lacks an id, a valid time, a reference or a valid platform, is
+        not published: one line at ERROR names its id and says why, the pass goes on, and the
         checkpoint follows the events after it. Nothing keeps it then but the source, for `run()`
         has no dead letters; the stream application has.
 
@@ -214,7 +216,7 @@ class BaseConnector(ABC):
 
         Raises:
             Misconfigured: No `connector_id` in the config.
-            Malformed: The time is none.
+            Malformed: It is not a time.
             Unavailable: The query failed or took too long; the checkpoint is what it was, or,
                 where the answer was lost, the new one.
         """

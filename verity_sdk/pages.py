@@ -104,7 +104,7 @@ class Position:
     Attributes:
         since: The watermark, aware UTC. A promise of no order: the connector looks back
             from it by its own `lookback`. `FIRST_SINCE` at the first start: what the source no
-            longer serves then was never collected, and is no gap.
+            longer serves then was never collected, and is not a gap.
         cursor: The cursor of the last published page, or None at the first start and after
             an operator moved the position by time.
         until: The end of a bounded backfill, aware UTC, or None to go on to now.

@@ -113,8 +113,8 @@ class Pass:
         return await self._sent(topic, simple)
 
     async def _sent(self, topic: str, value: dict[str, Any], **headers: Any) -> Any:
-        # A `send` that is no coroutine, or that hands back no future, is taken at its word: the
-        # event is out.
+        # A `send` that is not a coroutine, or does not hand back a future, is taken at its word:
+        # the event is out.
         ack = self._producer.send(topic=topic, value=value, **headers)
         return await ack if inspect.isawaitable(ack) else ack
 

@@ -57,7 +57,7 @@ def validated(model: type[M], config: Any) -> M:
     if isinstance(config, model):
         return config
     if not isinstance(config, Mapping):
-        raise Misconfigured("the settings are no table")
+        raise Misconfigured("the settings are not a table")
     try:
         return model.model_validate(dict(config))
     except ValidationError as error:

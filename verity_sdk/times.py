@@ -30,7 +30,7 @@ def parse_utc(text: str) -> datetime:
     """
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise Malformed(f"{_shown(text)} is no time such as 2026-01-31T23:59:59.123456Z")
+        raise Malformed(f"{_shown(text)} is not a time such as 2026-01-31T23:59:59.123456Z")
     date, hour, minute, second, fraction, offset = match.groups(default="")
     is_end_of_day = hour == "24" and not (minute + second + fraction).strip("0")
     try:
@@ -45,7 +45,7 @@ def parse_utc(text: str) -> datetime:
             at += timedelta(days=1)
         return at - _offset(offset)
     except (ValueError, OverflowError) as error:
-        raise Malformed(f"{_shown(text)} is no time: {error}") from error
+        raise Malformed(f"{_shown(text)} is not a time: {error}") from error
 
 
 def format_utc(at: datetime) -> str:
@@ -65,8 +65,8 @@ def as_utc(value: datetime) -> datetime:
     """The same time as aware UTC; a naive value is taken as UTC, whatever this machine's zone.
 
     Raises:
-        Malformed: The value is no `datetime`, lies outside the years 1 to 9999 in UTC, or its zone
-            fails.
+        Malformed: The value is not a `datetime`, lies outside the years 1 to 9999 in UTC, or its
+            zone fails.
     """
     if not isinstance(value, datetime):
         raise Malformed(f"{_shown(value)} is a {type(value).__name__}, not a datetime")

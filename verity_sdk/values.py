@@ -83,7 +83,7 @@ def loads(data: bytes | str) -> Any:
     mark at the beginning is left out.
 
     Raises:
-        ValueError: It is no JSON, or not all of it. The error may quote the document.
+        ValueError: It is not JSON, or not all of it. The error may quote the document.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -195,7 +195,7 @@ def plain(value: Any, pointer: str = "") -> tuple[Any, list[str]]:
     Texts that are not UTF-8 are escaped; what JSON has no word for is in its text form: NaN,
     infinity, integers beyond 64 bits (all digits), bytes, what lies deeper than `DEPTH_MAX`,
     objects. What orjson writes by itself (times, UUIDs, enumerations, dataclasses, tuples, keys
-    that are no text) is written as there and is not altered.
+    that are not texts) is written as there and is not altered.
 
     Args:
         pointer: Where the value stands in its document.
@@ -409,7 +409,7 @@ def reference(value: Any, name: str) -> tuple[str, bool]:
     Integers and UUIDs become their text; a text that is not UTF-8 stands escaped.
 
     Raises:
-        Malformed: It is missing, or none of these.
+        Malformed: It is missing, or another kind of value.
     """
     if isinstance(value, enum.Enum):
         value = value.value

@@ -148,8 +148,8 @@ async def windowed_pages(
     """The pages of one pass over all streams; the body of a connector's `fetch_pages`.
 
     The cursor is `{"v": 1, "streams": {name: {"through": time, "looked_back_at": time}}}`. A
-    stream that the cursor does not know starts at `position.since`; one that is no longer
-    configured keeps its place in the cursor. `complete_through` is the least of all streams', less
+    stream that the cursor does not know starts at `position.since`; one that is not configured
+    any more keeps its place in the cursor. `complete_through` is the least of all streams', less
     each one's lateness (see `WindowPolicy`).
 
     The streams take turns, a slice each. A slice with more than `page_events` events comes in
@@ -370,7 +370,7 @@ def _parts(fetched: Fetched, place: _StreamState, page_events: int) -> Sequence[
 
 
 def _order(event: Any) -> tuple[datetime, str]:
-    """By time and id; what has no time comes last, and is no reason to lose the others."""
+    """By time and id; what has no time comes last, and the others are not lost for it."""
     try:
         return as_utc(event.occurred_at), str(event.event_id)
     except (Malformed, AttributeError):

@@ -21,7 +21,7 @@ class LagoonFile(BaseConnector):
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise Malformed("a line that is no JSON") from error
+                raise Malformed("a line that is not JSON") from error
             at = parse_utc(record["at"])
             if at >= since:
                 yield RawEvent(

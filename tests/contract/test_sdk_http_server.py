@@ -437,7 +437,7 @@ async def test_each_fault_of_the_kit_is_survived() -> None:
                 assert faults.are_over
                 assert len(slept) == count + 1, fault
             faults.inject(Fault.NOT_JSON)
-            with pytest.raises(Unavailable, match="no JSON"):
+            with pytest.raises(Unavailable, match="not JSON"):
                 (await http.get(f"{url}/values")).json()
 
 

@@ -604,7 +604,7 @@ def test_a_mapping_that_is_not_valid_is_misconfigured_without_its_values() -> No
     with pytest.raises(Misconfigured, match="workspace_id") as error:
         SynapseConnector(settings_of("http://127.0.0.1:1", workspace_id="x"), None, None)
     assert CLIENT_SECRET not in str(error.value)
-    with pytest.raises(Misconfigured, match="no table"):
+    with pytest.raises(Misconfigured, match="not a table"):
         SynapseConnector("x", None, None)
 
 

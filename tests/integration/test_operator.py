@@ -182,7 +182,7 @@ async def test_what_happened_is_shown_by_metrics_commands_and_the_topics(bench: 
     assert answer["completeness"] == "complete"
     (answer,) = await verity_json(bench, *complete, "2026-01-01T00:10:00Z", code=4)
     assert [gap["scope"] for gap in answer["gaps"]] == ["signIns"]
-    assert "is no time" in await verity(bench, *complete, "2026-02-01", code=2)
+    assert "is not a time" in await verity(bench, *complete, "2026-02-01", code=2)
     assert "not yet" in await verity(bench, *complete, "2026-02-01T00:00:00Z", code=3)
     (answer,) = await verity_json(
         bench, "complete", "--platform", "test_operated", "--at", "2026-01-01T01:20:00Z", code=3

@@ -87,9 +87,9 @@ def test_what_is_refused_is_named_and_not_shown(changes: dict[str, Any], named: 
     assert SECRET not in str(raised.value)
 
 
-def test_settings_that_are_no_table() -> None:
+def test_settings_that_are_not_a_table() -> None:
     """A message, not a traceback."""
-    with pytest.raises(Misconfigured, match="no table"):
+    with pytest.raises(Misconfigured, match="not a table"):
         AzureAdConnector("secret", None, None)
 
 

@@ -230,7 +230,7 @@ def test_the_least_that_is_needed() -> None:
         ({**SCIM, "scim": {**SCIM["scim"], "absence_share_max": 0}}, "absence_share_max"),
         ({**SCIM, "lookback": "soon"}, "lookback"),
         ({**SCIM, "sauce": 1}, "sauce"),
-        ("text", "no table"),
+        ("text", "not a table"),
     ],
 )
 def test_faults_name_the_setting_and_never_the_secret(table: Any, fault: str) -> None:

@@ -41,7 +41,7 @@ class Answer:
         """The body as JSON, read by `verity_sdk.values.loads`: exactly and tolerantly.
 
         Raises:
-            Unavailable: It is none (a proxy's page, a body cut short).
+            Unavailable: It is not JSON (a proxy's page, a body cut short).
         """
         try:
             return loads(self.body)
@@ -49,7 +49,7 @@ class Answer:
             # Without its cause: the decoder's error carries the document.
             kind = printable(self.headers.get("content-type", ""), _CODE_CHARACTERS_MAX)
             raise Unavailable(
-                f"{described(self)}: {len(self.body)} bytes that are no JSON "
+                f"{described(self)}: {len(self.body)} bytes that are not JSON "
                 f"(content-type {kind or 'not given'})"
             ) from None
 

@@ -68,7 +68,7 @@ class HttpClient:
         random: Spreads the tries of those that failed together.
 
     Raises:
-        Misconfigured: `http.proxy` or `http.ca_file` can't be used, or a host is no host.
+        Misconfigured: `http.proxy` or `http.ca_file` can't be used, or a host is not one.
     """
 
     def __init__(
@@ -299,7 +299,7 @@ async def follow(
 
     Raises:
         Unavailable: A link came twice, or there are more than `pages_max` pages; what was read
-            is no complete listing.
+            is not a complete listing.
         Denied: As `HttpClient.request`.
         Misconfigured: A link leads to a host that is not allowed.
     """

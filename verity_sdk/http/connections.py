@@ -160,7 +160,7 @@ def _client(settings: HttpSettings, platform: str, transport: Any) -> httpx2.Asy
             verify = ssl.create_default_context(cafile=str(settings.ca_file))
         except OSError as error:  # ssl.SSLError is one
             raise Misconfigured(
-                f"http.ca_file: {settings.ca_file} is no readable PEM file of certificates "
+                f"http.ca_file: {settings.ca_file} is not a readable PEM file of certificates "
                 f"({error.strerror or type(error).__name__})"
             ) from error
     connect, read = settings.connect_timeout.total_seconds(), settings.read_timeout.total_seconds()
@@ -211,7 +211,7 @@ def _proxy(settings: HttpSettings, verify: ssl.SSLContext | bool) -> httpx2.Prox
         is_usable = False
     if not is_usable:
         # Without its cause, which quotes the URL and so the password.
-        raise Misconfigured("http.proxy is no URL such as http://user:password@host:port")
+        raise Misconfigured("http.proxy is not a URL such as http://user:password@host:port")
     if proxy.url.scheme == "https" and isinstance(verify, ssl.SSLContext):
         proxy.ssl_context = verify
     return proxy

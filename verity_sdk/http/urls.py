@@ -69,7 +69,7 @@ class Target:
         """
         match = ORIGIN.match(url)
         if match is None:
-            raise Misconfigured(f"{shown_url(url)} is no absolute http or https URL")
+            raise Misconfigured(f"{shown_url(url)} is not an absolute http or https URL")
         if "@" in match[2]:
             raise Misconfigured("a URL with a user or password in it is not sent")
         rest = url[match.end() :].partition("#")[0]
@@ -85,7 +85,7 @@ class Target:
             parsed = httpx2.URL(match[0] + rest)
             name = parsed.raw_host.decode("ascii")
         except (httpx2.InvalidURL, UnicodeError) as error:
-            raise Misconfigured(f"{shown_url(url)} is no usable URL") from error
+            raise Misconfigured(f"{shown_url(url)} is not a usable URL") from error
         if not name:
             raise Misconfigured(f"{shown_url(url)} names no host")
         shown_name = f"[{name}]" if ":" in name else name
@@ -109,7 +109,7 @@ def host_pattern(host: str) -> str:
     pattern = host.strip().lower()
     name = pattern.removeprefix("*.")
     if not name or "*" in name or re.search(r"[/?#@\\\s]", name):
-        raise Misconfigured(f"{host!r} is no host such as api.example.com or *.example.com")
+        raise Misconfigured(f"{host!r} is not a host such as api.example.com or *.example.com")
     return pattern.removesuffix(":443")
 
 

@@ -14,7 +14,7 @@ def workspace(workspace_id: str) -> str:
 def item(workspace_id: str | None, item_id: str) -> str:
     """An item (report, semantic model, lakehouse, …).
 
-    Its kind is no part of the name: event, scanner and admin API call the same item `Dataset`,
+    Its kind is not part of the name: event, scanner and admin API call the same item `Dataset`,
     `datasets` and `SemanticModel`, and the id alone is unique.
     """
     if not workspace_id:

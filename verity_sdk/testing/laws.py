@@ -328,7 +328,7 @@ class ConnectorLaws:
     def test_l8_a_repeated_page_token_ends(self, source: SourceUnderTest) -> None:
         """A page that names itself as the next ends the pass with an error, or it starts anew.
 
-        It is no endless loop, and not the end of the listing: nothing is lost.
+        It is neither an endless loop nor the end of the listing: nothing is lost.
         """
 
         async def scenario() -> None:
@@ -358,7 +358,7 @@ class ConnectorLaws:
         """A page token that the source has forgotten makes it ask again, and loses nothing."""
         self._survives(source, Fault.PAGE_TOKEN_EXPIRED, times=1)
 
-    @_law("L11", "a broken answer is no answer", each=[Fault.DROPPED, Fault.NOT_JSON])
+    @_law("L11", "a broken answer is not an answer", each=[Fault.DROPPED, Fault.NOT_JSON])
     def test_l11_a_broken_answer_is_no_answer(self, source: SourceUnderTest, fault: Fault) -> None:
         """A body that is cut short, or a proxy's page, is asked for again, and loses nothing."""
         self._survives(source, fault, times=2, after=1)
@@ -1194,7 +1194,7 @@ def _require_publishable(event: RawEvent, platform: str | None) -> None:
     try:
         json.dumps(event.raw_payload, allow_nan=False)
     except (TypeError, ValueError) as error:
-        broken(f"raw_payload is no JSON: {error}")
+        broken(f"raw_payload is not JSON: {error}")
 
 
 def _few(things: Iterable[Any], most: int = 5) -> str:

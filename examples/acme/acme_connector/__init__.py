@@ -97,4 +97,4 @@ async def _get(client: httpx.AsyncClient, path: str, query: dict[str, Any]) -> A
     try:
         return response.json()
     except ValueError as error:
-        raise Unavailable(f"Acme's answer to {path} is no JSON") from error
+        raise Unavailable(f"Acme's answer to {path} is not JSON") from error
