@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+
+from verity_stream.status import METRICS, Kind, Status
+from verity_stream.worker.metrics import families
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,7 +140,55 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-MAKERS: Mapping[str, Callable[..., str]] = {"settings": settings}
+# Metrics and alerts.
+
+
+def metrics() -> str:
+    """Every metric that a worker exports, as a table."""
+    rows = ["| metric | type | labels | |", "| --- | --- | --- | --- |"]
+    for family in families([seen(datetime(2026, 1, 1, tzinfo=UTC))], {}, is_ready=True):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = [label for label in family.samples[0].labels if label != "le"]
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {family.type} | {shown} | {_cell(family.documentation)} |")
+    return "\n".join(rows)
+
+
+def seen(at: datetime) -> Status:
+    """The status of a connector of which everything is known."""
+    status = Status("c", "test")
+    for name, metric in METRICS.items():
+        if getattr(status, name) is None:
+            setattr(status, name, at if metric.kind is Kind.AGE else 1)
+    return status
+
+
+def alerts() -> str:
+    """Every alert of `ops/prometheus/rules.yml`, as a table."""
+    rows = [
+        "| alert | severity | says | which means, and what to do |",
+        "| --- | --- | --- | --- |",
+    ]
+    for rule in alert_rules():
+        said = rule["annotations"]
+        summary = said["summary"].replace("{{ $labels.connector_id }}", "A connector")
+        summary = re.sub(r"\{\{ \$value[^}]*\}\}", "…", summary)
+        cells = (f"`{rule['alert']}`", rule["labels"]["severity"], summary, said["description"])
+        rows.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    """The alerts as Prometheus reads them."""
+    text = (ROOT / "ops" / "prometheus" / "rules.yml").read_text("utf-8")
+    return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+
+
+MAKERS: Mapping[str, Callable[..., str]] = {
+    "alerts": alerts,
+    "metrics": metrics,
+    "settings": settings,
+}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from workers import Bench
 from verity_sdk import BaseConnector, Denied, Misconfigured, PermissionSnapshot, RawEvent
 from verity_stream import cli
 from verity_stream.cli.check import Findings, _check_connector
-from verity_stream.cli.operate import shown_state
+from verity_stream.cli.connectors import shown_state
 from verity_stream.cli.output import ago, plain
 from verity_stream.redaction import Secrets
 from verity_stream.settings import ConnectorOptions, ConnectorSpec

@@ -7,16 +7,15 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from documents import alert_rules, seen
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from verity_stream.status import Histogram, State, Status
-from verity_stream.worker.metrics import AGES, COUNTERS, GAUGES, families, render
+from verity_stream.status import METRICS, Histogram, Kind, State, Status
+from verity_stream.worker.metrics import families, render
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -35,11 +34,12 @@ def scraped(
 
 def test_every_count_of_a_status_is_shown_with_its_connector_and_platform() -> None:
     status = Status("c", "test", State.RUNNING)
-    for number, (field, _) in enumerate(COUNTERS.values(), 1):
+    counters = {name: one for name, one in METRICS.items() if one.kind is Kind.COUNTER}
+    for number, field in enumerate(counters, 1):
         setattr(status, field, number)
     samples = scraped(status)
-    for number, name in enumerate(COUNTERS, 1):
-        assert samples[f"{name}_total", "c", "test"] == number
+    for number, metric in enumerate(counters.values(), 1):
+        assert samples[f"{metric.name}_total", "c", "test"] == number
 
 
 def test_a_time_is_shown_as_its_age_and_an_unknown_one_not_at_all() -> None:
@@ -99,11 +99,7 @@ ALERTS = ("SilentConnector", "LatenessAboveLookback", "GapRecorded", "Blocked", 
 
 def exported() -> set[str]:
     """Every name of a sample that a worker with a connector can show."""
-    status = Status(
-        "c", "test", last_success_at=NOW, last_event_at=NOW, complete_through=NOW, version=1,
-        lookback_seconds=1.0, poll_seconds=1.0,
-    )  # fmt: skip
-    return {name for name, *_ in scraped(status)}
+    return {name for name, *_ in scraped(seen(NOW))}
 
 
 def expressions() -> Iterator[str]:
@@ -114,23 +110,20 @@ def expressions() -> Iterator[str]:
             yield target["expr"]
     for variable in dashboard["templating"]["list"][1:]:
         yield variable["query"]["query"]
-    for rule in rules():
+    for rule in alert_rules():
         yield rule["expr"]
-
-
-def rules() -> list[dict[str, Any]]:
-    """The alerts."""
-    (group,) = yaml.safe_load((OPS / "prometheus" / "rules.yml").read_text())["groups"]
-    found: list[dict[str, Any]] = group["rules"]
-    return found
 
 
 def test_every_metric_that_the_dashboard_and_the_alerts_use_exists() -> None:
     used = {name for text in expressions() for name in re.findall(r"\bverity_[a-z0-9_]+", text)}
     assert used - exported() == set()
-    unused = {name.removesuffix("_total") for name in COUNTERS} | {*GAUGES, *AGES}
-    unused -= {name.removesuffix("_total") for name in used}
-    assert unused == set(), "a metric that nobody looks at"
+    unlooked = [
+        metric.name
+        for metric in METRICS.values()
+        if metric.title is None
+        and not used & {metric.name, f"{metric.name}_total", f"{metric.name}_bucket"}
+    ]
+    assert unlooked == [], "a metric that nobody looks at"
 
 
 def test_every_query_names_only_labels_and_states_that_exist() -> None:
@@ -147,10 +140,10 @@ def test_every_query_names_only_labels_and_states_that_exist() -> None:
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
-    names = [rule["alert"] for rule in rules()]
+    names = [rule["alert"] for rule in alert_rules()]
     assert len(set(names)) == len(names)
     assert {f"Verity{name}" for name in ALERTS} <= set(names)
-    for rule in rules():
+    for rule in alert_rules():
         assert rule["labels"]["severity"] in ("warning", "critical")
         said = rule["annotations"]
         assert said.keys() == {"summary", "description"}

@@ -18,16 +18,15 @@ from rich.text import Text
 from verity_common.kafka import KafkaSettings
 from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import format_utc, parse_utc
+from verity_stream.cli.connectors import connector_row, metric_lines, shown_state
 from verity_stream.cli.operate import (
     _checkpoint_body,
-    _connector_row,
     _echo_json,
     _run,
     _settings,
     _specs,
     connector_argument,
     json_option,
-    shown_state,
 )
 from verity_stream.cli.output import new_console, new_table, plain, say_not_understood
 from verity_stream.cli.steer import Time
@@ -47,7 +46,6 @@ from verity_stream.records import (
 )
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import configured_platforms
-from verity_stream.status import LATENESS_BOUNDS
 from verity_stream.verify.completeness import Completeness, is_complete
 
 RECENT = 10
@@ -80,13 +78,10 @@ def connector(connector_id: str, as_json: bool) -> None:
         if connector_id not in specs and connector_id not in known and stored is None:
             names = ", ".join(sorted({*specs, *known})) or "none"
             raise Misconfigured(f"no connector {connector_id!r} is known; known: {names}")
-        late = known.get(connector_id, {})
         recorded, strange = await _read_gaps(settings.kafka)
         say_not_understood(strange)
         return {
-            **_connector_row(connector_id, specs, known),
-            "lateness_p50_seconds": late.get("lateness_p50_seconds"),
-            "lateness_p99_seconds": late.get("lateness_p99_seconds"),
+            **connector_row(connector_id, specs, known),
             "checkpoint": _checkpoint_body(stored),
             "errors": await _errors(pool, connector_id),
             "gaps": [gap for gap in recorded if gap["connector_id"] == connector_id][-RECENT:],
@@ -407,19 +402,11 @@ def _show_connector(body: dict[str, Any]) -> None:
         "state": shown_state(body),
         "since": body["state_since"],
         "worker": body["worker"],
-        "last success": body["last_success_at"],
-        "last event": body["last_event_at"],
         "next try": body["next_try_at"],
         "version": checkpoint.get("version"),
         "watermark": checkpoint.get("last_ts"),
         "cursor": checkpoint.get("cursor") and json.dumps(checkpoint["cursor"]),
-        "complete through": checkpoint.get("complete_through"),
-        "late by, p50": _seconds(body["lateness_p50_seconds"]),
-        "late by, p99": _seconds(body["lateness_p99_seconds"]),
-        "events": body["event_count"],
-        "repeats": body["repeat_count"],
-        "dead letters": body["dead_count"],
-        "gaps": body["gap_count"],
+        **metric_lines(body),
         "error": body["last_error"],
     }
     for name, value in lines.items():
@@ -455,10 +442,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, datetime):
         return format_utc(value)
     return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def _seconds(value: float | None) -> str | None:
-    """A bound of the histogram; the last also stands for more."""
-    if value is None:
-        return None
-    return f"{value:g} s or more" if value == LATENESS_BOUNDS[-1] else f"at most {value:g} s"

@@ -18,69 +18,13 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from verity_stream.status import Histogram, State, Status, utc_now
+from verity_stream.status import METRICS, Histogram, Kind, State, Status, utc_now
+from verity_stream.status import Metric as Declared
 
 # The charset is left out: aiohttp refuses one in a content type.
 CONTENT_TYPE = "text/plain; version=0.0.4"
 
 LABELS = ("connector_id", "platform")
-
-COUNTERS: Mapping[str, tuple[str, str]] = {
-    "verity_events": ("event_count", "Events published."),
-    "verity_pages": ("page_count", "Pages committed, each in a transaction of its own."),
-    "verity_dead_letters": ("dead_count", "Records that could not be published as events."),
-    "verity_gaps": ("gap_count", "Stretches that are known to be missing, recorded as data."),
-    "verity_repeats_dropped": ("repeat_count", "Events dropped because their id was published."),
-    "verity_retries": ("retry_count", "Relays that ended with an error and are started again."),
-    "verity_fenced": ("fenced_count", "Relays that ended because another owns the connector."),
-    "verity_database_behind": (
-        "behind_count",
-        "Starts that found Postgres more than a page behind the topic.",
-    ),
-    "verity_topic_behind": (
-        "topic_behind_count",
-        "Starts that found the topic without checkpoints that were published.",
-    ),
-    "verity_other_cluster": (
-        "other_cluster_count",
-        "Starts that found the checkpoints of another Kafka cluster.",
-    ),
-    "verity_ids_forgotten": (
-        "forgotten_count",
-        "Ids forgotten early because the seen window was full: their repeats can pass.",
-    ),
-    "verity_ids_lost": (
-        "lost_count",
-        "Ids that the log of ids lacked at a start: those that the raw topics lack, too, can pass.",
-    ),
-}
-GAUGES: Mapping[str, tuple[str, str]] = {
-    "verity_checkpoint_version": ("version", "Version of the checkpoint, one more a page."),
-    "verity_seen_window_ids": ("seen_count", "Event ids that are remembered."),
-    "verity_lookback_seconds": ("lookback_seconds", "How late an event may be and is not missed."),
-    "verity_poll_interval_seconds": ("poll_seconds", "How often the source is asked."),
-}
-AGES: Mapping[str, tuple[str, str]] = {
-    "verity_last_success_age_seconds": (
-        "last_success_at",
-        "Since a page was committed or the source had nothing new.",
-    ),
-    "verity_last_event_age_seconds": ("last_event_at", "Since an event was published."),
-    "verity_complete_through_age_seconds": (
-        "complete_through",
-        "Since the time up to which every event is out; absent where the source can't tell.",
-    ),
-}
-HISTOGRAMS: Mapping[str, tuple[str, str]] = {
-    "verity_event_lateness_seconds": (
-        "lateness",
-        "From when an event occurred to when it was first seen, backfills left out.",
-    ),
-    "verity_commit_seconds": (
-        "commit_seconds",
-        "From the beginning of a page's transaction to its commit.",
-    ),
-}
 
 
 def families(
@@ -101,22 +45,9 @@ def families(
     now = now or utc_now()
     statuses = sorted(statuses, key=lambda status: status.connector_id)
     found: list[Metric] = []
-    for name, (field, text) in COUNTERS.items():
-        counter = CounterMetricFamily(name, text, labels=LABELS)
-        for status in statuses:
-            counter.add_metric(_labels(status), getattr(status, field))
-        found.append(counter)
-    for name, (field, text) in GAUGES.items():
-        found.append(_gauge(name, text, ((one, getattr(one, field)) for one in statuses)))
-    for name, (field, text) in AGES.items():
-        ages = ((one, _age(getattr(one, field), now)) for one in statuses)
-        found.append(_gauge(name, text, ages))
-    for name, (field, text) in HISTOGRAMS.items():
-        histogram = HistogramMetricFamily(name, text, labels=LABELS)
-        for status in statuses:
-            seen: Histogram = getattr(status, field)
-            histogram.add_metric(_labels(status), _buckets(seen), seen.sum)
-        found.append(histogram)
+    for field, metric in METRICS.items():
+        values = ((one, getattr(one, field)) for one in statuses)
+        found.append(_family(metric, values, now))
     states = GaugeMetricFamily(
         "verity_connector_state", "1 for the state that it is in.", labels=(*LABELS, "state")
     )
@@ -155,6 +86,24 @@ def _labels(status: Status) -> tuple[str, str]:
     return status.connector_id, status.platform
 
 
+def _family(metric: Declared, values: Iterable[tuple[Status, Any]], now: datetime) -> Metric:
+    if metric.kind is Kind.COUNTER:
+        counter = CounterMetricFamily(metric.name, metric.text, labels=LABELS)
+        for status, count in values:
+            counter.add_metric(_labels(status), count)
+        return counter
+    if metric.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(metric.name, metric.text, labels=LABELS)
+        for status, seen in values:
+            histogram.add_metric(_labels(status), _buckets(seen), seen.sum)
+        return histogram
+    if metric.kind is Kind.AGE:
+        values = (
+            (status, None if at is None else (now - at).total_seconds()) for status, at in values
+        )
+    return _gauge(metric.name, metric.text, values)
+
+
 def _gauge(name: str, text: str, values: Iterable[tuple[Status, Any]]) -> GaugeMetricFamily:
     """A gauge without those that have no value: 0 would say something else."""
     gauge = GaugeMetricFamily(name, text, labels=LABELS)
@@ -162,10 +111,6 @@ def _gauge(name: str, text: str, values: Iterable[tuple[Status, Any]]) -> GaugeM
         if value is not None:
             gauge.add_metric(_labels(status), float(value))
     return gauge
-
-
-def _age(at: datetime | None, now: datetime) -> float | None:
-    return None if at is None else (now - at).total_seconds()
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
