@@ -24,7 +24,7 @@ from workers import Bench, Worker, eventually, killing, make_bench
 from verity_common.kafka import KafkaSettings
 from verity_stream.dev.stack.server import free_port
 from verity_stream.kafka.clients import kafka_admin
-from verity_stream.kafka.committed import CommittedReader, kafka_admin
+from verity_stream.kafka.committed import CommittedReader
 from verity_stream.settings import load_connectors, load_settings
 
 pytestmark = pytest.mark.stack
