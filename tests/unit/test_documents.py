@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,6 +19,16 @@ TYPES = sorted(
     for point in entry_points(group=ENTRY_POINT_GROUP)
     if point.value.startswith("connectors.")
 )
+
+
+TEST_FILES = [one for top in ("tests", "examples") for one in (ROOT / top).rglob("test_*.py")]
+
+
+def functions(path: Path) -> set[str]:
+    """The names of all functions of a file."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.parse(path.read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
 def models() -> set[type[BaseModel]]:
@@ -54,6 +66,41 @@ def test_every_setting_stands_in_the_documents() -> None:
         if kind == "settings"
     }
     assert {model.__qualname__ for model in models() - shown} == set()
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_a_document_names_exists(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    wrong = []
+    for file, function in re.findall(r"`([\w/]*test_\w+\.py)(?:::(\w+))?`", text):
+        found = [one for one in TEST_FILES if f"/{one.relative_to(ROOT)}".endswith(f"/{file}")]
+        if len(found) != 1 or (function and function not in functions(found[0])):
+            wrong.append(f"{file}::{function}" if function else file)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+            names = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+            assert anchor in names, link
+
+
+def test_every_guarantee_names_a_test() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    (table,) = re.findall(r"\| guarantee \|.*\n\| --- .*\n((?:\|.*\n)+)", text)
+    rows = table.splitlines()
+    assert len(rows) >= 10
+    for row in rows:
+        attacked_by = row.strip("| ").split(" | ")[-1]
+        assert re.search(r"`tests/[\w/]+\.py::test_\w+`", attacked_by), row
 
 
 @pytest.mark.parametrize("name", TYPES)
