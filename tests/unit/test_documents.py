@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from documents import ROOT, documents, made_again, model_class, parts, reachable
 from pydantic import BaseModel
 
+from verity_stream.dev.demo.proof import Proof, Views
+from verity_stream.dev.demo.show import proof_lines
+from verity_stream.records import Checkpoint
 from verity_stream.settings import ENTRY_POINT_GROUP, ConnectorOptions, StreamSettings
 
 # Those of the tests' own plugins left out.
@@ -91,6 +95,32 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
             names = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
             assert anchor in names, link
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/demo.md"])
+def test_the_demo_s_last_lines_are_as_they_are_printed(name: str) -> None:
+    checkpoint = Checkpoint("c", 1, 1, datetime(2026, 1, 1, tzinfo=UTC))
+    views = Views(checkpoint, checkpoint, checkpoint)
+    printed = proof_lines(Proof(["a"], ["a"], views, 1, 1, 0, 0)).plain
+    digits = re.compile(r"\b[1-9]\d*\b")
+    text = (ROOT / name).read_text("utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    shown = [digits.sub("N", block) for block in blocks]
+    assert digits.sub("N", printed) in shown
+
+
+def test_the_figures_of_the_sweep_are_those_of_its_table() -> None:
+    """README adds up the lanes that publish exactly once."""
+    text = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    (table,) = re.findall(r"^A full sweep over.*(?:\n.*)?\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if " / " in row]
+    rows = [row for row in rows if row[0] != "kill_at_least_once"]
+    assert {cell for row in rows for cell in row[3:6]} == {"0"}
+    runs = sum(int(row[1]) for row in rows)
+    events = sum(int(row[2].split(" / ")[0].replace(",", "")) for row in rows)
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"{runs} times" in readme
+    assert f"of {events:,} events **0 were lost, 0 repeated, 0 torn**" in readme
 
 
 def test_every_guarantee_names_a_test() -> None:
