@@ -184,9 +184,27 @@ def alert_rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
 
 
+# Platforms.
+
+
+def platforms() -> str:
+    """Every platform's page, by what it says of itself below its title."""
+    heading = "tested against | who did what | who may do what"
+    rows = [f"| platform | type | {heading} |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted((ROOT / "docs" / "platforms").glob("*.md")):
+        text = path.read_text("utf-8")
+        found = re.match(rf"# (.*)\n\n\| {re.escape(heading)} \|\n\|.*\n\| (.*) \|\n", text)
+        if found is None:
+            raise ValueError(f"{path.name} does not begin with its title and | {heading} |")
+        link = f"[{found[1]}]({path.relative_to(ROOT)})"
+        rows.append(f"| {link} | `{path.stem}` | {found[2]} |")
+    return "\n".join(rows)
+
+
 MAKERS: Mapping[str, Callable[..., str]] = {
     "alerts": alerts,
     "metrics": metrics,
+    "platforms": platforms,
     "settings": settings,
 }
 
