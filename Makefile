@@ -51,7 +51,7 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that ever
 	@echo "== tests are found, all in one run"
 	@said=$$($(BIN)/python -m pytest tests --collect-only --quiet) || { echo "$$said"; exit 1; }
 
-docs: $(STAMP)  ## Write the parts of the documents that are made from the code anew
+docs: $(STAMP)  ## Write the parts of the documents that are made from the code
 	PYTHONPATH=tests $(BIN)/python -m documents
 
 sweep: $(STAMP)  ## Attack every guarantee: kills, zombies, outages (SWEEP=quick|full)

@@ -1,6 +1,6 @@
-"""Parts of the documents that are made from the code; `make docs` writes them anew.
+"""Parts of the documents that are made from the code; `make docs` writes them again.
 
-Such a part stands between `<!-- KIND ARGUMENTS -->` and `<!-- end -->`. A test makes each of them
+Such a part is between `<!-- KIND ARGUMENTS -->` and `<!-- end -->`. A test makes each of them
 again and compares.
 """
 
@@ -214,4 +214,4 @@ if __name__ == "__main__":
         before = path.read_text("utf-8")
         if (after := made_again(before)) != before:
             path.write_text(after, "utf-8")
-            print(f"{path.relative_to(ROOT)} is written anew")  # noqa: T201 - it is a command
+            print(f"{path.relative_to(ROOT)} is written")  # noqa: T201 - it is a command

@@ -95,7 +95,7 @@ class StreamSettings(VerityConfig):
         "of a worker that was killed; its `transaction.max.timeout.ms` must allow it.",
     )
     seen_window_ids: int = Field(
-        1_000_000, ge=1000, description="At most this many event ids are remembered a connector."
+        1_000_000, ge=1000, description="At most this many event ids are remembered per connector."
     )
     backoff_max: Duration = Field(
         timedelta(minutes=1),
@@ -312,7 +312,7 @@ def _connector_class(name: str, types: Mapping[str, EntryPoint]) -> tuple[type[B
     except Exception as error:
         raise _Faults(f"type: {point.value} can't be imported: {error!r}") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseConnector)):
-        raise _Faults(f"type: {point.value} is no subclass of BaseConnector")
+        raise _Faults(f"type: {point.value} is not a subclass of BaseConnector")
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise _Faults(f"type: {point.value} does not implement {missing}")

@@ -224,7 +224,7 @@ class Status:
     version: Annotated[
         int | None,
         Metric(
-            "verity_checkpoint_version", Kind.GAUGE, "Version of the checkpoint, one more a page."
+            "verity_checkpoint_version", Kind.GAUGE, "Version of the checkpoint, one more per page."
         ),
     ] = None
     seen_count: Annotated[

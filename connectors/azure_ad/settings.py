@@ -91,7 +91,7 @@ class Settings(BaseModel):
     )
     lookback: Duration = Field(
         default=LOOKBACK,
-        description="So far back is read again every 24 hours, for what arrived late.",
+        description="How far back is read again every 24 hours, for what arrived late.",
     )
     slice_pages: int = Field(
         default=100,

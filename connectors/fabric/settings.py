@@ -106,7 +106,7 @@ class Settings(BaseModel):
     snapshot_source: Literal["scanner", "admin_api"] = Field(
         "scanner",
         description="`scanner`: Power BI's scanner, in bulk. `admin_api`: Fabric's admin API "
-        "(preview), one request a workspace and an item: for small tenants.",
+        "(preview), one request per workspace and item: for small tenants.",
     )
     personal_workspaces: bool = Field(True, description="Snapshot personal workspaces, too.")
     workspaces_per_scan: int = Field(100, ge=1, le=100, description="Microsoft's limit is 100.")

@@ -42,7 +42,7 @@ class LogAnalyticsSource(BaseModel):
     url: str = Field(API_URL, description="Log Analytics' endpoint.")
     scope: str = Field(SCOPE, description="Scope of its token.")
     rows_max: int = Field(
-        20_000, ge=1, le=500_000, description="Rows a query; a slice with more is halved."
+        20_000, ge=1, le=500_000, description="Rows per query; a slice with more is halved."
     )
     query_timeout: Duration = Field(
         WAIT_MAX, gt=timedelta(0), le=WAIT_MAX, description="How long a query may run."

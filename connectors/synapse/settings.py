@@ -89,7 +89,7 @@ class Settings(BaseModel):
         TABLES, min_length=1, description="The tables of Log Analytics to read."
     )
     rows_max: int = Field(
-        20_000, ge=1, le=500_000, description="Rows a query; a slice with more is halved."
+        20_000, ge=1, le=500_000, description="Rows per query; a slice with more is halved."
     )
     query_timeout: Duration = Field(
         WAIT_MAX, gt=timedelta(0), le=WAIT_MAX, description="How long a query may run."

@@ -49,7 +49,7 @@ def settings_of(connector_type: str) -> type[BaseModel]:
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_made_from_the_code_is_as_the_code_has_it(path: Path) -> None:
     text = path.read_text("utf-8")
-    assert made_again(text) == text, "`make docs` writes it anew"
+    assert made_again(text) == text, "`make docs` writes it"
 
 
 def test_every_setting_says_what_it_is_for() -> None:

@@ -193,7 +193,7 @@ def test_every_fault_of_the_file_stands_in_one_message(tmp_path: Path) -> None:
         "stream_audit_events",
         "[connectors.absent] type:",
         "[connectors.no-module] type: no_such_module_here:X can't be imported",
-        "is no subclass of BaseConnector",
+        "is not a subclass of BaseConnector",
         "PLATFORM 'a/b'",
         "[connectors.secrets] token: the environment variable VERITY_TEST_NOT_SET is not set",
         "[connectors.secrets] deep.list[0]: the file /nowhere/at/all can't be read",

@@ -44,7 +44,7 @@ class VerityGroup(click.Group):
         return [name for name in COMMANDS if _load(name) is not None]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command, or None where there is none of this name.
+        """The command, or None where there is no command of this name.
 
         Raises:
             click.ClickException: It is one of ours, and something that it needs is not installed.
@@ -77,7 +77,7 @@ def _load(name: str) -> click.Command | None:
     except ModuleNotFoundError:
         return None
     if not isinstance(command, click.Command):
-        raise TypeError(f"{COMMANDS[name]} is no command")
+        raise TypeError(f"{COMMANDS[name]} is not a command")
     return command
 
 

@@ -17,7 +17,7 @@ SHOWN = {name: metric for name, metric in METRICS.items() if metric.title is not
 """What the tables of connectors have a column for, by the field of a status."""
 
 SILENCE = timedelta(seconds=45)
-"""A worker that lives reports every 10 s; after this it is taken for dead."""
+"""A worker that lives reports every 10 s; after this it is shown as silent."""
 STATE_STYLES = {
     "caught_up": "green",
     "running": "green",

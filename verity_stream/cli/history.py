@@ -263,7 +263,7 @@ def complete(
 
 
 def _configured(path: Path, platform: str) -> list[str]:
-    """The platform's connectors in verity.toml; none, and it is said, where there is no file."""
+    """The platform's connectors in verity.toml; without a file an empty list, which is said."""
     if not path.exists():
         click.echo(f"{path} is not here: only connectors that have published count", err=True)
         return []
@@ -274,7 +274,7 @@ def _configured(path: Path, platform: str) -> list[str]:
 
 
 async def _read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[NotUnderstood]]:
-    """All gaps, the latest last, and the records that are none."""
+    """All gaps, the latest last, and the records that are not gaps."""
     found: list[dict[str, Any]] = []
     strange: list[NotUnderstood] = []
     async for record in CommittedReader(kafka, waits_for_open=False).stream(GAPS_TOPIC):
@@ -332,7 +332,7 @@ async def _read_letters(
     dead_id: str = "",
     connector_id: str | None = None,
 ) -> tuple[list[_Letter], list[NotUnderstood]]:
-    """The dead letters whose id begins so, the latest last, and the records that are none."""
+    """The dead letters whose id begins so, the latest last, and the records that are not any."""
     topics = [dead_topic(platform or "")]
     if platform is None:
         prefix = dead_topic("")

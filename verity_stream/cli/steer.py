@@ -62,7 +62,7 @@ class JsonObject(click.ParamType):
 @connector_argument
 @click.option("--reason", help="Why; kept in connector_audit.")
 def restart(connector_id: str, reason: str | None) -> None:
-    """Stop CONNECTOR and start it anew, now, however long it was to wait.
+    """Stop CONNECTOR and start it again, now, however long it was to wait.
 
     Its worker sees it within 2 seconds and finishes the page in hand. The connector is
     constructed again; settings and secrets stay those that the worker was started with.

@@ -16,7 +16,7 @@ def event_of(record: Any) -> RawEvent:
     """The event of a record; what Lagoon leaves out or invents later does not matter.
 
     Raises:
-        Malformed: It has no id, no time, or is no object.
+        Malformed: It has no id, no time, or is not an object.
     """
     if not isinstance(record, dict) or not isinstance(record.get("id"), str) or not record["id"]:
         raise Malformed("a record without an id")
