@@ -977,6 +977,21 @@ async def test_ids_that_the_log_has_lost_are_said_and_read_back_from_the_topics(
     assert sum(await log_of_ids(world)) == 4
 
 
+async def test_what_is_left_is_recognised_where_checkpoints_and_ids_lost_their_end() -> None:
+    """As with one broker's disk: the log then agrees with the checkpoint that is left."""
+    world = World("cursor")
+    pages = [page(event(n, n * 50), last_ts=BEGINNING) for n in (1, 3, 5)]
+    await run_pages(world, *pages)
+    for topic in (CHECKPOINTS_TOPIC, IDS_TOPIC):
+        del world.broker.partitions[topic, PARTITION][-2:]
+    with structlog.testing.capture_logs() as said:
+        await run_pages(world, *pages)
+    assert Counter(world.published_ids()) == {"e1": 1, "e3": 1, "e5": 1}
+    errors = [one["event"] for one in said if one["log_level"] == "error"]
+    assert errors == ["relay.topic_behind"]
+    assert sum(await log_of_ids(world)) == 3, "they stand in the log again"
+
+
 async def test_hashes_of_another_key_are_not_taken_for_ours() -> None:
     world = World("cursor")
     await run_pages(world, page(event(1, 1)))
@@ -1116,7 +1131,7 @@ class NoWindow(Relay):
 class WindowNotReadBack(Relay):
     """What was published before the start is not remembered."""
 
-    async def _remember(self, checkpoint: Checkpoint, *, is_moved: bool) -> bool:
+    async def _remember(self, checkpoint: Checkpoint, **_: bool) -> bool:
         return False
 
 

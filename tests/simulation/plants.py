@@ -1130,7 +1130,7 @@ def read_within_a_time(ground: Ground) -> None:
 def ids_from_raw(ground: Ground) -> None:
     """The ids of the lookback are those that the topics of events and dead letters still have."""
 
-    async def remember(self: Any, checkpoint: Any, *, is_moved: bool) -> bool:
+    async def remember(self: Any, checkpoint: Any, **_: bool) -> bool:
         begin = position.earlier(checkpoint.last_ts, self._spec.lookback)
         await self._ensure_topics({IDS_TOPIC})
         self._window.expect(None, await self._ids.slots(self._spec.connector_id))

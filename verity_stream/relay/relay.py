@@ -226,7 +226,9 @@ class Relay:
         if checkpoint.collected_from is None or start.publish:
             checkpoint = self._begun(checkpoint)
         self._hold(checkpoint)
-        is_recovered = await self._remember(start.checkpoint, is_moved=is_moved)
+        is_recovered = await self._remember(
+            start.checkpoint, is_moved=is_moved, is_behind=lost > 0 and not is_edited
+        )
         self._status.seen_count = len(self._window)
         if start.publish or is_recovered:
             await self._publish_position(checkpoint)
@@ -246,11 +248,13 @@ class Relay:
         )
         return replace(checkpoint, collected_from=began_at)
 
-    async def _remember(self, checkpoint: Checkpoint, *, is_moved: bool) -> bool:
+    async def _remember(self, checkpoint: Checkpoint, *, is_moved: bool, is_behind: bool) -> bool:
         """Read the seen window back, as it was when this checkpoint was published.
 
         Args:
             is_moved: The checkpoint comes from another cluster, whose log is not ours.
+            is_behind: The topic has lost checkpoints. Where the log's end went along, it holds all
+                that this checkpoint tells of, and yet not what was published after it.
 
         Returns:
             Whether ids were recovered, or given up, that the log lacks: the checkpoint is to be
@@ -273,14 +277,15 @@ class Relay:
             await self._ensure_topics(seen.start)
             recovered = await self._recover(seen.start, begin)
             self._log.info("relay.seen_window_taken_over", recovered_ids=recovered)
-        elif lost > 0:
+        elif lost > 0 or is_behind:
             # A newer relay forgets what its window has passed: to an older one that looks lost.
             await self._load(checkpoint.epoch)
             since = earlier(begin, PUBLISHED_MARGIN)
             start = await self._reader.offsets_since(self._topics(), since)
             recovered = await self._recover(start, begin)
-            self._ids_are_lost(lost, recovered, is_moved=is_moved)
-        return lost > 0 or isinstance(seen, SeenInTopics)
+            if lost > 0:
+                self._ids_are_lost(lost, recovered, is_moved=is_moved)
+        return lost > 0 or is_behind or isinstance(seen, SeenInTopics)
 
     async def _restore(self, seen: Seen | None, slots: Slots) -> int:
         """Take in what the log has; returns how many ids that were."""
