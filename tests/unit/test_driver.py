@@ -211,6 +211,22 @@ async def test_a_failed_assignment_waits_while_the_group_does_not_hear_of_this_w
     await play(driver, "stop")
 
 
+@pytest.mark.parametrize("turn_count", [0, 1])
+@pytest.mark.parametrize("event", ["lost", "rebalance"])
+async def test_an_assignment_that_comes_late_arrives_no_more(event: str, turn_count: int) -> None:
+    """A worker may be frozen right after it was told; held first, that would let it go."""
+    driver, runner = await started()
+    await play(driver, "rebalance revoked")
+    driver.assigned(ONE)
+    for _ in range(turn_count):
+        await asyncio.sleep(0)
+    await play(driver, event)
+    assert "assign[1]" not in called(runner)
+    await play(driver, {"lost": "tick", "rebalance": "revoked one"}[event])
+    assert called(runner)[-2:] == ["assign[1]", "reconcile"]
+    await play(driver, "stop")
+
+
 LIMITS = {
     "assign": ("REVOKE_SECONDS_MAX", "rebalance revoked one"),
     "revoke": ("REVOKE_SECONDS_MAX", "rebalance revoked"),

@@ -181,13 +181,19 @@ class Driver:
         self._knows_partitions = True
         # Where that fails, or took too long, the next tick tries again: nobody else has them.
         self._knows_partitions = await contained(
-            self._runner.assign(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
+            self._assign_unless_held(partitions), "Assigning partitions", REVOKE_SECONDS_MAX
         )
         # Now and not at the next tick: nobody runs the new ones, and a reconcile that is under way
         # may have passed them by.
         while self._reconciling is not None and not self._reconciling.done():
             await asyncio.wait({self._reconciling})
         await self._reconcile()
+
+    async def _assign_unless_held(self, partitions: frozenset[int]) -> None:
+        # Here, for it ends what `hold` began: where the process was frozen meanwhile, another
+        # rebalance may have come between, or the group does not hear of this worker any more.
+        if self._runner is not None and self._partitions == partitions and self._is_in_group:
+            await self._runner.assign(partitions)
 
     async def _revoke(self) -> None:
         if self._runner is not None:
