@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from verity_stream.settings import StreamSettings, resolve_references
+from verity_stream.settings import StreamSettings, resolve_secrets
 
 SECRET_LENGTH_MIN = 8
 """Shorter values, such as the `verity` of a desk's database, stand in too many other words."""
@@ -46,7 +46,7 @@ class Secrets:
             return  # The command says so itself.
         for text in _strings(document):
             # The one place that knows what a reference is; faults are its callers' business.
-            value = resolve_references(text, "", [])
+            value = resolve_secrets(text, "", [])
             if value != text:
                 self.add(value)
 

@@ -282,7 +282,7 @@ def _load_connector(
     connector_id: str, table: Mapping[str, Any], types: Mapping[str, EntryPoint]
 ) -> ConnectorSpec:
     faults: list[str] = []
-    resolved = resolve_references(dict(table), "", faults)
+    resolved = resolve_secrets(dict(table), "", faults)
     try:
         options = ConnectorOptions.model_validate(resolved)
     except ValidationError as error:
@@ -340,17 +340,16 @@ def _connector_config(connector_id: str, table: Mapping[str, Any], cls: type[Bas
         raise _Faults(*_faults(error)) from None
 
 
-def resolve_references(value: Any, where: str, faults: list[str]) -> Any:
+def resolve_secrets(value: Any, where: str, faults: list[str]) -> Any:
     """Replace `env:NAME` and `file:PATH` in any string value; the value found is never shown."""
     if isinstance(value, dict):
         return {
-            key: resolve_references(item, f"{where}.{key}".lstrip("."), faults)
+            key: resolve_secrets(item, f"{where}.{key}".lstrip("."), faults)
             for key, item in value.items()
         }
     if isinstance(value, list):
         return [
-            resolve_references(item, f"{where}[{index}]", faults)
-            for index, item in enumerate(value)
+            resolve_secrets(item, f"{where}[{index}]", faults) for index, item in enumerate(value)
         ]
     if not isinstance(value, str):
         return value

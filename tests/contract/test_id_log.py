@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 from contract.streams import AT, create, kafka_settings, new_name, published, publisher
-from drafts import HASHER
+from page_builders import HASHER
 from workers import committed, eventually
 
 from verity_common.config import DatabaseSettings

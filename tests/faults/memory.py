@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiokafka.partitioner import murmur2
-from drafts import HASHER, ListPage
+from page_builders import HASHER, ListPage
 
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Fenced
@@ -46,8 +46,8 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.relay.ids import IdHasher
-from verity_stream.relay.page_builder import Draft
-from verity_stream.relay.sources import NewDraft, RelayPage
+from verity_stream.relay.page_builder import PageBuilder
+from verity_stream.relay.sources import NewBuilder, RelayPage
 from verity_stream.settings import StreamSettings
 
 PARTITIONS = 3
@@ -425,7 +425,9 @@ class CursorSource:
         self._page = page
         self._overlap = overlap
 
-    async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
+    async def pages(
+        self, checkpoint: Checkpoint, new_builder: NewBuilder
+    ) -> AsyncIterator[RelayPage]:
         events = self._platform.next_pass()
         if checkpoint.cursor is not None:
             start = int(checkpoint.cursor["next"])
@@ -437,19 +439,19 @@ class CursorSource:
             end = min(start + self._page, len(events))
             async with self._script.effect("fetch"):
                 newest = max(one.occurred_at for one in events[:end])
-            draft = await draft_of(new_draft, events[max(0, start - self._overlap) : end])
-            yield RelayPage(draft, Reached(newest, {"next": end}))
+            builder = await builder_of(new_builder, events[max(0, start - self._overlap) : end])
+            yield RelayPage(builder, Reached(newest, {"next": end}))
             start = end
 
 
-async def draft_of(new_draft: NewDraft, events: Iterable[Any]) -> Draft:
+async def builder_of(new_builder: NewBuilder, events: Iterable[Any]) -> PageBuilder:
     """These events as a page."""
-    draft = new_draft(1000, 1_000_000)
+    builder = new_builder(1000, 1_000_000)
     for event in events:
-        waiting = draft.add(event)
+        waiting = builder.add(event)
         if waiting is not None:
             await waiting
-    return draft
+    return builder
 
 
 class PlainConnector(BaseConnector):

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import structlog
-from drafts import HASHER
 from faults.memory import (
     CONNECTOR,
     NOW,
@@ -37,12 +36,13 @@ from faults.memory import (
     PlainConnector,
     Platform,
     Script,
+    builder_of,
     cancel_here,
-    draft_of,
     event,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_builders import HASHER
 
 from verity_sdk.batches import Limits
 from verity_sdk.errors import Fenced, Misconfigured, Unavailable
@@ -66,7 +66,7 @@ from verity_stream.records import (
 from verity_stream.relay import relay as relay_module
 from verity_stream.relay.ids import IdHasher
 from verity_stream.relay.relay import Relay
-from verity_stream.relay.sources import NewDraft, PlainSource, RelayPage
+from verity_stream.relay.sources import NewBuilder, PlainSource, RelayPage
 from verity_stream.relay.start import Start
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.status import State, Status
@@ -831,13 +831,13 @@ class PagesSource:
 
     given: list[GivenPage]
 
-    async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> Any:
+    async def pages(self, checkpoint: Checkpoint, new_builder: NewBuilder) -> Any:
         for page in self.given:
-            draft = await draft_of(new_draft, page.events)
+            builder = await builder_of(new_builder, page.events)
             for record in page.rejected:
-                draft.reject(record)
-            draft.gaps += page.gaps
-            yield RelayPage(draft, Reached(page.last_ts, page.cursor))
+                builder.reject(record)
+            builder.gaps += page.gaps
+            yield RelayPage(builder, Reached(page.last_ts, page.cursor))
 
 
 async def run_pages(world: World, *pages: GivenPage) -> None:
@@ -1072,7 +1072,7 @@ async def test_a_halt_while_the_source_is_silent_closes_it() -> None:
 
     @dataclass
     class Silent:
-        async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> Any:
+        async def pages(self, checkpoint: Checkpoint, new_builder: NewBuilder) -> Any:
             try:
                 await asyncio.Event().wait()
                 yield
@@ -1100,14 +1100,14 @@ class PersistsFirst(Relay):
     """The checkpoint is persisted before the page is published."""
 
     async def _relay(self, page: RelayPage) -> bool:
-        before, summary = self.checkpoint, await page.draft.finish()
+        before, summary = self.checkpoint, await page.builder.finish()
         last_ts, cursor = page.reached.last_ts, page.reached.cursor
         after = replace(before, version=before.version + 1, last_ts=last_ts, cursor=cursor)
-        if not page.draft.page.record_count and after.cursor == before.cursor:
+        if not page.builder.page.record_count and after.cursor == before.cursor:
             return True
         if await self._store.persist(after, expected_version=before.version) is Persisted.FENCED:
             raise Fenced("")
-        self._checkpoint = await self._publish(page.draft, summary, after)
+        self._checkpoint = await self._publish(page.builder, summary, after)
         return True
 
 

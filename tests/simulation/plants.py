@@ -337,7 +337,7 @@ def complete_early(ground: Ground) -> None:
         async def add(self: Any, page: Any) -> None:
             await before(self, page)
             known = read.setdefault(asyncio.get_running_loop(), {})
-            known[self.draft.origin.connector_id] = self.complete_through
+            known[self.builder.origin.connector_id] = self.complete_through
 
         return add
 
@@ -352,7 +352,7 @@ def complete_early(ground: Ground) -> None:
     ground.put_function(records.checkpoint_record, claiming)
 
 
-# draft
+# builder
 
 
 @plant(12, "lost")
@@ -360,9 +360,9 @@ def first_of_topic(ground: Ground) -> None:
     """The first event of a topic is not added."""
 
     async def add(self: Any, topic: str, _: Any) -> None:
-        await self._outlet.open_topic(topic)
+        await self._target.open_topic(topic)
 
-    ground.put(page_builder.Draft, "_add_to_new_topic", lambda _: add)
+    ground.put(page_builder.PageBuilder, "_add_to_new_topic", lambda _: add)
 
 
 class _Forgetful:
@@ -389,12 +389,12 @@ def letters_unclaimed(ground: Ground) -> None:
 
     def make(before: Any) -> Any:
         async def finish(self: Any) -> Any:
-            self._outlet, self._claim = _Forgetful(self._outlet), lambda of: [True for _ in of]
+            self._target, self._claim = _Forgetful(self._target), lambda of: [True for _ in of]
             return await before(self)
 
         return finish
 
-    ground.put(page_builder.Draft, "finish", make)
+    ground.put(page_builder.PageBuilder, "finish", make)
 
 
 @plant(15, "liveness (loss 4)")
@@ -420,7 +420,7 @@ def letters_dropped(ground: Ground) -> None:
     def make(_: Any) -> Any:
         return lambda self, letter: self._grow(letter.size_bytes)
 
-    ground.put(page_builder.Draft, "_bury", make)
+    ground.put(page_builder.PageBuilder, "_bury", make)
 
 
 @plant(50, "lost gaps")
@@ -435,7 +435,7 @@ def gaps_dropped(ground: Ground) -> None:
 
         return finish
 
-    ground.put(page_builder.Draft, "finish", make)
+    ground.put(page_builder.PageBuilder, "finish", make)
 
 
 # relay
@@ -1099,12 +1099,12 @@ def claims_late(ground: Ground) -> None:
     """A page that is out of the adapter claims its last events after the next one has begun."""
 
     def make(_: Any) -> Any:
-        def turn_to(self: Any, draft: Any) -> None:
-            self._filled = draft
+        def turn_to(self: Any, builder: Any) -> None:
+            self._filled = builder
 
         return turn_to
 
-    ground.put(page_builder.Outlet, "turn_to", make)
+    ground.put(page_builder.PageTarget, "turn_to", make)
 
 
 @plant(70, "liveness (loss 5)")

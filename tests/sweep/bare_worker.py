@@ -35,10 +35,10 @@ def plant(name: str) -> None:
         # The position is persisted before its page is published, and believed.
         publish = relay.Relay._publish
 
-        async def persist_first(self: Any, draft: Any, summary: Any, after: Any) -> Any:
+        async def persist_first(self: Any, builder: Any, summary: Any, after: Any) -> Any:
             before = self.checkpoint.version
             await self._store.persist(after, expected_version=before)
-            after = await publish(self, draft, summary, after)
+            after = await publish(self, builder, summary, after)
             self._checkpoint = replace(self._checkpoint, version=after.version)
             return after
 

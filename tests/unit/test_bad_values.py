@@ -18,15 +18,15 @@ from uuid import UUID
 
 import orjson
 import pytest
-from drafts import ListPage, outlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_builders import ListPage, target
 
 from verity_sdk.batches import Limits
 from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.pages import Page, PagedConnector, Position
 from verity_stream.records import Checkpoint, Record, dead_topic, raw_topic
-from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.page_builder import PageBuilder
 from verity_stream.relay.sources import Source, source_of
 
 AT = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
@@ -63,11 +63,11 @@ class Paged(PagedConnector):
 async def records_of(source: Source) -> list[Record]:
     """All records of one pass."""
     records: list[Record] = []
-    pages: Any = source.pages(CHECKPOINT, partial(Draft, outlet(platform="acme")))
+    pages: Any = source.pages(CHECKPOINT, partial(PageBuilder, target(platform="acme")))
     async for page in pages:
-        await page.draft.finish()
-        assert isinstance(page.draft.page, ListPage)
-        records += page.draft.page.records
+        await page.builder.finish()
+        assert isinstance(page.builder.page, ListPage)
+        records += page.builder.page.records
     return records
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import orjson
 import pytest
-from drafts import ListPage, outlet
+from page_builders import ListPage, target
 
 from connectors.azure_ad.streams import AUDITS, SIGN_INS, fetched
 from connectors.databricks.records import parse_rows
@@ -24,7 +24,7 @@ from verity_sdk.http import Answer
 from verity_sdk.log_analytics import _understood, rows_of
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references.databricks import Workspace
-from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.page_builder import PageBuilder
 
 AT = "2026-11-24T08:01:02.123456Z"
 RESOURCE = "/subscriptions/s/resourcegroups/g/providers/microsoft.synapse/workspaces/ws1"
@@ -197,22 +197,22 @@ def test_a_bad_value_costs_at_most_its_record(
     bad = with_value(record, key, BAD[name])
     events, rejected = read([unlike(record, 1), bad, unlike(record, 2)])
     assert len(events) + len(rejected) in (2, 3)  # A line of another kind may tell no event.
-    draft = Draft(outlet(), 99, 10**7)
+    builder = PageBuilder(target(), 99, 10**7)
 
     async def publish() -> int:
         for one in events:
-            waiting = draft.add(one)
+            waiting = builder.add(one)
             if waiting is not None:
                 await waiting
         for one in rejected:
-            draft.reject(one)
-        return (await draft.finish()).event_count
+            builder.reject(one)
+        return (await builder.finish()).event_count
 
     assert asyncio.run(publish()) == len(events) >= 2
-    assert isinstance(draft.page, ListPage)
-    for out in draft.page.records:
+    assert isinstance(builder.page, ListPage)
+    for out in builder.page.records:
         assert isinstance(orjson.loads(out.value), dict)
-    altered = [one for one in draft.page.records if "altered" in dict(one.headers)]
+    altered = [one for one in builder.page.records if "altered" in dict(one.headers)]
     if key == "aFieldThatNobodyReads":
         assert len(events) == 3
         assert len(altered) == (name not in ("null", "a list"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import structlog.testing
-from drafts import ListPage, ids_of, new_draft
 from hypothesis import given
 from hypothesis import strategies as st
+from page_builders import ListPage, ids_of, new_builder
 
 from verity_sdk import BaseConnector, Page, PagedConnector, RawEvent, RejectedRecord
 from verity_sdk.batches import Limits, batched
@@ -65,21 +65,21 @@ async def pages_of(connector: BaseConnector) -> list[RelayPage]:
     source = source_of(
         connector, timedelta(0), Limits(EVENTS_MAX, LONG), lambda: START + LONG, PAGE_BYTES
     )
-    return [page async for page in source.pages(CHECKPOINT, new_draft())]
+    return [page async for page in source.pages(CHECKPOINT, new_builder())]
 
 
 def sizes_of(page: RelayPage) -> list[int]:
     """Of its events, as JSON."""
-    page.draft.take()
-    assert isinstance(page.draft.page, ListPage)
-    return [len(record.value) for record in page.draft.page.records]
+    page.builder.take()
+    assert isinstance(page.builder.page, ListPage)
+    return [len(record.value) for record in page.builder.page.records]
 
 
 @given(st.lists(st.sampled_from([0, 100, 4000, 6000, 30_000, 250_000]), max_size=40))
 def test_a_page_is_full_at_so_many_events_or_so_many_bytes(sizes: list[int]) -> None:
     given_events = [event(*one) for one in enumerate(sizes)]
     pages = asyncio.run(pages_of(Plain(*given_events)))
-    assert [one for page in pages for one in ids_of(page.draft)] == [
+    assert [one for page in pages for one in ids_of(page.builder)] == [
         one.event_id for one in given_events
     ]
     for page in pages:
@@ -99,7 +99,7 @@ def test_small_pages_are_coalesced_up_to_the_bytes(given_pages: list[tuple[int, 
         for number, (count, payload) in enumerate(given_pages)
     ]
     pages = asyncio.run(pages_of(Paged(*cursors)))
-    assert sum(len(page.draft.times) for page in pages) == sum(count for count, _ in given_pages)
+    assert sum(len(page.builder.times) for page in pages) == sum(count for count, _ in given_pages)
     largest = max((count * (payload + 200) for count, payload in given_pages), default=0)
     for page in pages:
         assert sum(sizes_of(page)) < PAGE_BYTES + largest
@@ -108,7 +108,7 @@ def test_small_pages_are_coalesced_up_to_the_bytes(given_pages: list[tuple[int, 
 def test_rejected_records_have_a_size_too() -> None:
     rejected = [RejectedRecord(b"x" * 60_000, "no JSON")]
     pages = asyncio.run(pages_of(Paged(*(Page([], {"n": n}, None, rejected) for n in range(4)))))
-    assert [asyncio.run(page.draft.finish()).dead_count for page in pages] == [1, 0]
+    assert [asyncio.run(page.builder.finish()).dead_count for page in pages] == [1, 0]
     assert [page.reached.cursor for page in pages] == [{"n": 1}, {"n": 3}]
 
 
@@ -117,7 +117,7 @@ def test_a_page_that_is_too_large_by_itself_stays_whole_and_is_said() -> None:
     whole = Page([event(number, 30_000) for number in range(10)], {"next": 10})
     with structlog.testing.capture_logs() as said:
         (page,) = asyncio.run(pages_of(Paged(whole)))
-    assert len(page.draft.times) == 10
+    assert len(page.builder.times) == 10
     assert [one["event"] for one in said] == ["source.page_too_large"]
     assert said[0]["size_bytes"] > 300_000
 
@@ -138,14 +138,14 @@ nested.append(nested)
 )
 def test_whatever_is_yielded_has_a_size(thing: Any) -> None:
     (page,) = asyncio.run(pages_of(Plain(thing)))
-    assert page.draft.size_bytes > 0
-    assert asyncio.run(page.draft.finish()).dead_count == 1
+    assert page.builder.size_bytes > 0
+    assert asyncio.run(page.builder.finish()).dead_count == 1
 
 
 @pytest.mark.parametrize("thing", [{"b": b"x" * 100_000}, {"n": 2**80, "s": "x" * 100_000}])
 def test_what_is_no_json_is_not_free(thing: Any) -> None:
     page, *_ = asyncio.run(pages_of(Plain(thing)))
-    assert page.draft.size_bytes >= 100_000
+    assert page.builder.size_bytes >= 100_000
 
 
 # What a source may raise, and what comes of it
@@ -188,7 +188,7 @@ async def test_an_opening_that_hangs_is_cut_by_the_fetch_timeout() -> None:
     source = source_of(Opening(asyncio.Event().wait), LONG, limits, lambda: START)
     with pytest.raises(Unavailable, match="fetch_timeout"):
         async with asyncio.timeout(5):
-            await anext(source.pages(CHECKPOINT, new_draft()))  # type: ignore[arg-type]
+            await anext(source.pages(CHECKPOINT, new_builder()))  # type: ignore[arg-type]
 
 
 async def test_an_opening_that_cancels_is_unavailable() -> None:
@@ -197,4 +197,4 @@ async def test_an_opening_that_cancels_is_unavailable() -> None:
 
     source = source_of(Opening(cancelled), LONG, Limits(9, LONG), lambda: START)
     with pytest.raises(Unavailable):
-        await anext(source.pages(CHECKPOINT, new_draft()))  # type: ignore[arg-type]
+        await anext(source.pages(CHECKPOINT, new_builder()))  # type: ignore[arg-type]

@@ -13,13 +13,12 @@ from functools import partial
 from itertools import compress
 from typing import Any
 
-import drafts
 import orjson
 import pytest
 import structlog.testing
-from drafts import HASHER, ListPage, new_draft, outlet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from page_builders import HASHER, ListPage, new_builder, target
 
 from verity_sdk import batches as batches_module
 from verity_sdk.batches import Limits, ListBatch, batched, batched_into
@@ -36,7 +35,7 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.relay.ids import hashes_of
-from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.page_builder import PageBuilder
 from verity_stream.relay.seen_window import SeenWindow
 from verity_stream.relay.sources import PagedSource, PlainSource, RelayPage, source_of
 
@@ -425,16 +424,16 @@ async def pages_of(
     source: Any = source_of(
         connector, timedelta(seconds=lookback), Limits(events_max, LONG), lambda: NOW
     )
-    return [page async for page in source.pages(CHECKPOINT, new_draft())]
+    return [page async for page in source.pages(CHECKPOINT, new_builder())]
 
 
 def ids_of(*pages: RelayPage) -> list[str]:
-    return [one for page in pages for one in drafts.ids_of(page.draft)]
+    return [one for page in pages for one in builders.ids_of(page.builder)]
 
 
 def records_of(page: RelayPage) -> list[Record]:
-    assert isinstance(page.draft.page, ListPage)
-    return page.draft.page.records
+    assert isinstance(page.builder.page, ListPage)
+    return page.builder.page.records
 
 
 def test_the_adapter_fits_the_kind() -> None:
@@ -502,9 +501,9 @@ async def test_what_happens_during_a_pass_moves_the_watermark_in_the_next_one() 
     ):
         clock.now = NOW
         source: Any = source_of(connector, timedelta(0), Limits(1, LONG), clock)
-        first = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        first = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_builder())]
         assert first[-1] == NOW
-        second = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        second = [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_builder())]
         assert second[-1] == during.occurred_at
 
 
@@ -520,7 +519,7 @@ async def test_a_source_that_shows_what_happens_only_once_moves_its_watermark_to
     source: Any = source_of(Heartbeat(), timedelta(0), Limits(9, LONG), clock)
     rests = []
     for _ in range(4):
-        rests += [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_draft())]
+        rests += [page.reached.last_ts async for page in source.pages(CHECKPOINT, new_builder())]
     assert rests == [at(10), *(NOW + timedelta(seconds=one) for one in (1, 2, 3))]
 
 
@@ -545,7 +544,7 @@ async def test_a_plain_source_is_asked_from_its_lookback_on(
     """The first start asks from the year 2000, as specified: before it nothing was published."""
     plain = Plain()
     source: Any = source_of(plain, timedelta(seconds=lookback), Limits(9, LONG), lambda: NOW)
-    assert [_ async for _ in source.pages(replace(CHECKPOINT, last_ts=last_ts), new_draft())]
+    assert [_ async for _ in source.pages(replace(CHECKPOINT, last_ts=last_ts), new_builder())]
     assert plain.asked == [since]
 
 
@@ -596,11 +595,11 @@ def test_a_late_source_loses_and_repeats_nothing_whatever_is_dated_ahead(
 
     async def one_pass() -> None:
         nonlocal checkpoint
-        drafts: Any = partial(Draft, outlet("acme-1", window))
-        async for page in source.pages(checkpoint, drafts):
+        builders: Any = partial(PageBuilder, target("acme-1", window))
+        async for page in source.pages(checkpoint, builders):
             published.extend(ids_of(page))
-            draft = page.draft
-            window.remember(draft.hashes, draft.times_of_ids(clock()), clock())
+            builder = page.builder
+            window.remember(builder.hashes, builder.times_of_ids(clock()), clock())
             checkpoint = replace(checkpoint, last_ts=max(checkpoint.last_ts, page.reached.last_ts))
             window.forget_before(earlier(checkpoint.last_ts, lookback))
 
@@ -626,7 +625,7 @@ async def test_what_is_no_event_is_set_apart_with_the_reason() -> None:
     (page,) = await pages_of(Plain(*things), events_max=100)
     assert ids_of(page) == ["e1", "0"]
     assert page.reached.last_ts == at(14)
-    assert (await page.draft.finish()).dead_count == 4
+    assert (await page.builder.finish()).dead_count == 4
     letters = [orjson.loads(one.value) for one in records_of(page) if "dead" in one.topic]
     assert [letter["reference"] for letter in letters] == [None, None, None, "e4"]
     assert "str" in letters[0]["reason"]
@@ -636,7 +635,7 @@ async def test_naive_times_are_utc_and_warned_of_once() -> None:
     naive = [event(one, occurred_at=at(7).replace(tzinfo=None)) for one in range(3)]
     with structlog.testing.capture_logs() as said:
         pages = await pages_of(Plain(*naive))
-    assert [one for page in pages for one in page.draft.times] == [at(7)] * 3
+    assert [one for page in pages for one in page.builder.times] == [at(7)] * 3
     assert [one["event"] for one in said] == ["source.naive_time"]
 
 
@@ -668,8 +667,8 @@ async def test_small_pages_are_coalesced_with_all_they_carry() -> None:
         at(20),
     )
     assert ids_of(page) == ["e1", "e2"]
-    assert page.draft.times == [at(11), at(9)]
-    assert await page.draft.finish() == PageSummary(2, 0, 1, 1)
+    assert page.builder.times == [at(11), at(9)]
+    assert await page.builder.finish() == PageSummary(2, 0, 1, 1)
     assert [one.topic for one in records_of(page)] == [
         *(raw_topic("acme"), raw_topic("acme"), dead_topic("acme"), GAPS_TOPIC)
     ]
@@ -719,7 +718,7 @@ async def test_pages_before_an_error_come_out_first() -> None:
     source = PagedSource(
         Paged(Page([event(1)], {"next": 1}), Denied("no")), Limits(9, LONG), lambda: NOW
     )
-    pages: Any = source.pages(CHECKPOINT, new_draft())
+    pages: Any = source.pages(CHECKPOINT, new_builder())
     assert (await anext(pages)).reached.cursor == {"next": 1}
     with pytest.raises(Denied):
         await anext(pages)
@@ -733,7 +732,7 @@ async def test_pages_before_an_error_come_out_first() -> None:
 def test_what_goes_out_is_whole_however_it_was_cut(
     sizes: list[int], events_max: int, slow: int
 ) -> None:
-    """A draft gives others their turn at every 25th event, and with them to what hands it over."""
+    """At every 25th event a builder gives others their turn, also to what hands it over."""
     numbers = itertools.count()
     given_pages = [
         Page([event(next(numbers)) for _ in range(size)], {"next": page + 1})
@@ -747,16 +746,16 @@ def test_what_goes_out_is_whole_however_it_was_cut(
         )
         out = 0
         handed_over = []
-        async for page in source.pages(CHECKPOINT, new_draft()):
+        async for page in source.pages(CHECKPOINT, new_builder()):
             ids = ids_of(page)
             assert ids == [f"e{number}" for number in range(out, out + len(ids))]
             out += len(ids)
             assert out == ends[page.reached.cursor["next"]], "events and cursor of different pages"
-            handed_over.append((page.draft, ids))
+            handed_over.append((page.builder, ids))
             for _ in range(slow):
                 await asyncio.sleep(0)
         assert out == sum(sizes)
-        assert all(drafts.ids_of(draft) == ids for draft, ids in handed_over)
+        assert all(builders.ids_of(builder) == ids for builder, ids in handed_over)
 
     asyncio.run(scenario())
 
@@ -774,7 +773,7 @@ async def test_a_page_that_could_only_be_added_in_part_does_not_go_out(count: in
     ids: list[str] = []
 
     async def read() -> None:
-        async for page in source.pages(CHECKPOINT, new_draft()):
+        async for page in source.pages(CHECKPOINT, new_builder()):
             ids.extend(ids_of(page))
 
     with pytest.raises(TypeError):
@@ -794,7 +793,7 @@ async def test_a_cursor_that_the_connector_goes_on_using_is_the_one_of_its_page(
 
     source: Any = PagedSource(Reusing(), Limits(1, LONG), lambda: NOW)
     cursors = []
-    async for page in source.pages(CHECKPOINT, new_draft()):
+    async for page in source.pages(CHECKPOINT, new_builder()):
         for _ in range(5):
             await asyncio.sleep(0)  # The relay publishes meanwhile.
         cursors.append(dict(page.reached.cursor))

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from verity_sdk.errors import Malformed
 from verity_stream.records import (
     Checkpoint,
+    CheckpointRecord,
     Origin,
     PageSummary,
-    Sealed,
     Seen,
     checkpoint_record,
-    decode_sealed,
+    decode_checkpoint_record,
 )
 from verity_stream.verify.continuity import Continuity, Proof
 from verity_stream.verify.verification import Report
@@ -123,22 +123,27 @@ def test_no_schedule_of_a_running_relay_looks_diverged(
 # Continuity.
 
 
-def page(version: int, first: int, last: int, *, place: Any = RAW, **counts: int) -> Sealed:
+def page(
+    version: int, first: int, last: int, *, place: Any = RAW, **counts: int
+) -> CheckpointRecord:
     """The record of a page that holds the events of a range."""
-    return Sealed(
+    return CheckpointRecord(
         version,
         {"event": counts.get("event", last - first + 1), "dead": counts.get("dead", 0), "gap": 0},
         {place: (first, last)},
     )
 
 
-def edit(version: int) -> Sealed:
+def edit(version: int) -> CheckpointRecord:
     """The record by which an edit was published."""
-    return Sealed(version, {"event": 0, "dead": 0, "gap": 0}, {}, is_position=True)
+    return CheckpointRecord(version, {"event": 0, "dead": 0, "gap": 0}, {}, is_position=True)
 
 
 def proof(
-    records: Iterable[Sealed], ids: dict[int, str], edits: Iterable[int] = (), **options: Any
+    records: Iterable[CheckpointRecord],
+    ids: dict[int, str],
+    edits: Iterable[int] = (),
+    **options: Any,
 ) -> Proof:
     """What a partition with these ids proves."""
     continuity = Continuity(list(records), set(edits), options.pop("bounds", BOUNDS), **options)
@@ -268,7 +273,7 @@ def test_a_late_record_of_a_replaced_relay_is_a_fault_only_with_transactions() -
 
 
 def test_a_page_over_several_partitions_and_a_dead_letter_in_parts_are_counted_whole() -> None:
-    record = Sealed(
+    record = CheckpointRecord(
         1, {"event": 3, "dead": 1, "gap": 0}, {RAW: (0, 1), OTHER: (4, 4), DEAD: (0, 2)}
     )
     continuity = Continuity([record], (), BOUNDS)
@@ -312,17 +317,19 @@ def test_any_loss_orphan_or_repeat_is_found(
 def test_a_record_says_about_its_page_what_the_relay_wrote() -> None:
     origin = Origin("c", "test", "2026-01-01T00:00:00.000000Z")
     summary = PageSummary(3, 1, 2, 0, {RAW[0]: {0: (5, 7)}, DEAD[0]: {1: (0, 1)}})
-    sealed = decode_sealed(checkpoint_record(origin, at(4), summary).value)
-    assert sealed == Sealed(
+    sealed = decode_checkpoint_record(checkpoint_record(origin, at(4), summary).value)
+    assert sealed == CheckpointRecord(
         4, {"event": 3, "dead": 2, "gap": 0}, {RAW: (5, 7), (DEAD[0], 1): (0, 1)}
     )
-    assert decode_sealed(checkpoint_record(origin, at(4), PageSummary()).value).is_position
+    assert decode_checkpoint_record(
+        checkpoint_record(origin, at(4), PageSummary()).value
+    ).is_position
 
 
 @given(st.binary() | st.sampled_from([b"null", b"{}", b'{"offsets": 1}', b"[]"]))
 def test_any_other_bytes_are_malformed(value: bytes) -> None:
     with pytest.raises(Malformed):
-        decode_sealed(value)
+        decode_checkpoint_record(value)
 
 
 def test_a_topic_that_contradicts_itself_is_a_divergence_whatever_the_views_say() -> None:

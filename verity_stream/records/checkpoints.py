@@ -260,7 +260,7 @@ def newer_checkpoint(held: Checkpoint, incoming: Checkpoint) -> Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class CheckpointRecord:
     """What a checkpoint record says about its page.
 
     Attributes:
@@ -275,7 +275,7 @@ class Sealed:
     is_position: bool = False
 
 
-def decode_sealed(value: bytes, key: bytes | None = None) -> Sealed:
+def decode_checkpoint_record(value: bytes, key: bytes | None = None) -> CheckpointRecord:
     """Read a checkpoint record for what it says about its page.
 
     Raises:
@@ -293,7 +293,7 @@ def decode_sealed(value: bytes, key: bytes | None = None) -> Sealed:
             for topic, partitions in body["offsets"].items()
             for partition, (first, last) in partitions.items()
         }
-        return Sealed(
+        return CheckpointRecord(
             int(body["version"]),
             counts,
             ranges,

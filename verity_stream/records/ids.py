@@ -85,7 +85,7 @@ PublishedId: TypeAlias = tuple[str, bytes, datetime | None]
 
 
 def published_ids_of(record: Any) -> Iterator[PublishedId]:
-    """The ids that a record of a topic of events or dead letters stands for, as its draft had them.
+    """The ids that a record of a topic of events or dead letters stands for, as its page had them.
 
     An event has one, a dead letter its own and its event's. The original of an event that was
     published altered stands for itself only: should the event come again and be unpublishable,

@@ -41,8 +41,8 @@ TAKEN_TOGETHER = 250
 in the processor's cache."""
 
 
-class Outlet:
-    """Where drafts lead to: one publisher, one seen window, and the topics known to exist.
+class PageTarget:
+    """Where builders lead to: one publisher, one seen window, and the topics known to exist.
 
     Args:
         ensure_topics: Makes sure that topics exist before something is published to them.
@@ -67,14 +67,14 @@ class Outlet:
         self.origin = origin
         self.record_bytes_max = record_bytes_max
         self.open_topics: set[str] = set()
-        self._filled: Draft | None = None
+        self._filled: PageBuilder | None = None
         self._ensure_topics = ensure_topics
 
-    def turn_to(self, draft: Draft) -> None:
-        """From now on this draft is filled; the one before claims all that is in it first."""
+    def turn_to(self, builder: PageBuilder) -> None:
+        """From now on this builder is filled; the one before claims all that is in it first."""
         if self._filled is not None:
             self._filled.take()
-        self._filled = draft
+        self._filled = builder
 
     def forget_all(self) -> None:
         """Forget every id, to replay them: those of a page that is left unfinished, too."""
@@ -89,7 +89,7 @@ class Outlet:
             self.open_topics.add(topic)
 
 
-class Draft:
+class PageBuilder:
     """A page that is being filled; see the module.
 
     Args:
@@ -107,8 +107,8 @@ class Draft:
         size_bytes: Of all that was added.
     """
 
-    def __init__(self, outlet: Outlet, events_max: int, bytes_max: int) -> None:
-        self.page = outlet.publisher.new_page()
+    def __init__(self, target: PageTarget, events_max: int, bytes_max: int) -> None:
+        self.page = target.publisher.new_page()
         self.times: list[datetime] = []
         self.fresh_times: list[datetime] = []
         self.letter_times: list[datetime | None] = []
@@ -116,11 +116,11 @@ class Draft:
         self.gaps: list[Gap] = []
         self.size_bytes = 0
         self.is_empty, self.is_full = True, False
-        self._outlet = outlet
-        self._encode = outlet.encoder.encode
-        self._hashes = outlet.hasher.hashes
-        self._claim = outlet.window.claim
-        self._open_topics = outlet.open_topics
+        self._target = target
+        self._encode = target.encoder.encode
+        self._hashes = target.hasher.hashes
+        self._claim = target.window.claim
+        self._open_topics = target.open_topics
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._count = 0
@@ -129,7 +129,7 @@ class Draft:
         self._originals: dict[int, Undeliverable] = {}
         self._letters: list[Undeliverable] = []
         # base64 and the frame around it must fit too.
-        self._part_bytes = outlet.record_bytes_max // 2
+        self._part_bytes = target.record_bytes_max // 2
         self._origin: Origin | None = None
         self._headers: Headers = []
 
@@ -137,7 +137,7 @@ class Draft:
     def origin(self) -> Origin:
         """Whose records these are; `fetched_at` is when the first thing was added."""
         if self._origin is None:
-            self._origin = self._outlet.origin()
+            self._origin = self._target.origin()
             self._headers = self._origin.headers("raw_event/1")
         return self._origin
 
@@ -189,7 +189,7 @@ class Draft:
             add(topic, key, value, headers)
 
     async def _add_to_new_topic(self, topic: str, event: Any) -> None:
-        await self._outlet.open_topic(topic)
+        await self._target.open_topic(topic)
         waiting = self.add(event)  # Once more from the start: a topic is new once.
         if waiting is not None:
             await waiting
@@ -206,7 +206,7 @@ class Draft:
     def _grow(self, size_bytes: int) -> None:
         if self.is_empty:
             self.is_empty = False
-            self._outlet.turn_to(self)
+            self._target.turn_to(self)
             self.origin  # noqa: B018 - the time is taken now
         self._count += 1
         self.size_bytes += size_bytes
@@ -216,14 +216,14 @@ class Draft:
     async def finish(self) -> PageSummary:
         """Add the dead letters and the gaps; nothing may be added after that."""
         self.take()
-        outlet = self._outlet
+        target = self._target
         event_count = len(self.hashes)
         letters = [letter for letter in self._letters if self._is_fresh(letter)]
         records = [record for letter in letters for record in letter.records]
         self.gaps = [sound_gap(gap) for gap in self.gaps]
         records += [gap_record(self.origin, gap) for gap in self.gaps]
         for record in records:
-            await outlet.open_topic(record.topic)
+            await target.open_topic(record.topic)
             self.page.add(*record)
         return PageSummary(
             event_count=event_count,
@@ -236,7 +236,7 @@ class Draft:
         """Whether none of a dead letter's ids was in this topic before; they are from now on."""
         topic = letter.records[0].topic
         hashes = self._hashes(repeat(topic), (one.encode() for one in letter.ids))
-        if any(hashed in self._outlet.window for hashed in hashes):
+        if any(hashed in self._target.window for hashed in hashes):
             return False
         claimed = list(compress(hashes, self._claim(hashes)))
         self.hashes.extend(claimed)

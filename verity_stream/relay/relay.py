@@ -48,7 +48,7 @@ from verity_stream.records import (
     raw_topic,
 )
 from verity_stream.relay.id_log import IdLog, Slots, slot_records
-from verity_stream.relay.page_builder import Draft, Outlet
+from verity_stream.relay.page_builder import PageBuilder, PageTarget
 from verity_stream.relay.seen_window import SLOT_IDS_MAX, SeenWindow
 from verity_stream.relay.sources import Clock, RelayPage, Source
 from verity_stream.relay.start import after_loss, beginning, decide_start, lifted
@@ -113,7 +113,7 @@ class Relay:
         record_bytes_max = settings.kafka.max_record_bytes
         slot_ids_max = min(SLOT_IDS_MAX, record_bytes_max // 16)
         self._window = SeenWindow(settings.seen_window_ids, slot_ids_max)
-        self._outlet = Outlet(
+        self._target = PageTarget(
             publisher,
             self._window,
             ids.hasher,
@@ -410,7 +410,7 @@ class Relay:
 
     async def _pull(self) -> bool:
         """One pass: every page until caught up; False where the position was moved meanwhile."""
-        pages = cast("Any", self._source.pages(self.checkpoint, partial(Draft, self._outlet)))
+        pages = cast("Any", self._source.pages(self.checkpoint, partial(PageBuilder, self._target)))
         is_edited = False
         async with aclosing(pages):
             while not self._is_halted and not is_edited:
@@ -428,22 +428,22 @@ class Relay:
 
     async def _relay(self, page: RelayPage) -> bool:
         """Publish and persist one page; False where an operator moved the position meanwhile."""
-        before, draft = self.checkpoint, page.draft
-        summary = await draft.finish()
+        before, builder = self.checkpoint, page.builder
+        summary = await builder.finish()
         after = replace(
             before,
             version=before.version + 1,
             last_ts=max(before.last_ts, page.reached.last_ts),
             cursor=page.reached.cursor,
             complete_through=page.reached.complete_through,
-            collected_from=self._began_at(before, draft),
+            collected_from=self._began_at(before, builder),
         )
         self._status.repeat_count += summary.repeat_count
-        if not draft.page.record_count and after.reached == before.reached:
+        if not builder.page.record_count and after.reached == before.reached:
             return True
-        after = await self._publish(draft, summary, after)
+        after = await self._publish(builder, summary, after)
         is_ours = await self._persist(after, before.version)
-        self._count(summary, draft)
+        self._count(summary, builder)
         self._log.debug(
             "relay.page",
             version=after.version,
@@ -455,22 +455,24 @@ class Relay:
         )
         return is_ours
 
-    def _began_at(self, before: Checkpoint, draft: Draft) -> datetime | None:
+    def _began_at(self, before: Checkpoint, builder: PageBuilder) -> datetime | None:
         """Where no retention is declared, the oldest event published tells the beginning."""
         known = before.collected_from
         if known is None or self._spec.retention is not None:
             return known
-        return min(known, max(min(draft.fresh_times, default=known), FIRST_SINCE))
+        return min(known, max(min(builder.fresh_times, default=known), FIRST_SINCE))
 
     def _origin(self) -> Origin:
         return Origin(self._spec.connector_id, self._spec.platform, format_utc(self._clock()))
 
-    async def _publish(self, draft: Draft, summary: PageSummary, after: Checkpoint) -> Checkpoint:
+    async def _publish(
+        self, builder: PageBuilder, summary: PageSummary, after: Checkpoint
+    ) -> Checkpoint:
         """One transaction: the page, its ids, and the checkpoint that says where it is."""
         # The window changes before the commit, for the checkpoint says what it remembers. Whatever
         # fails from here on throws the relay away, and its window with it.
         window, now = self._window, self._clock()
-        self._report_forgotten(window.remember(draft.hashes, draft.times_of_ids(now), now))
+        self._report_forgotten(window.remember(builder.hashes, builder.times_of_ids(now), now))
         window.forget_before(earlier(after.last_ts, self._spec.lookback))
         after = replace(after, seen=window.seen())
         own, hasher = self._partition, self._ids.hasher
@@ -479,9 +481,9 @@ class Relay:
         began = time()
         last = {CHECKPOINTS_TOPIC, IDS_TOPIC} if written or gone else {CHECKPOINTS_TOPIC}
         async with self._transaction(*sorted(last)) as transaction:
-            offsets = await transaction.send(draft.page)
+            offsets = await transaction.send(builder.page)
             passing("after_publish")
-            record = checkpoint_record(draft.origin, after, replace(summary, offsets=offsets))
+            record = checkpoint_record(builder.origin, after, replace(summary, offsets=offsets))
             # The ids that the checkpoint tells of are there before it, and those that an older one
             # tells of are gone after it.
             checkpoint = record._replace(partition=own)
@@ -492,7 +494,7 @@ class Relay:
     @asynccontextmanager
     async def _transaction(self, *last_topics: str) -> AsyncIterator[Transaction]:
         """One of the publisher's; `last_topics` are those whose records close the page."""
-        await self._outlet.open_topic(CHECKPOINTS_TOPIC)
+        await self._target.open_topic(CHECKPOINTS_TOPIC)
         places = [(topic, self._partition) for topic in last_topics]
         try:
             async with self._publisher.transaction(*places) as transaction:
@@ -516,7 +518,7 @@ class Relay:
     async def _publish_position(self, stored: Checkpoint) -> None:
         """Bring the topic up to a position that only Postgres has, as a page without events."""
         after = replace(stored, version=stored.version + 1)
-        after = await self._publish(Draft(self._outlet, 1, 1), PageSummary(), after)
+        after = await self._publish(PageBuilder(self._target, 1, 1), PageSummary(), after)
         if not await self._persist(after, stored.version):
             await self._adopt_edit(await self._load(after.epoch))
 
@@ -537,11 +539,11 @@ class Relay:
             before=format_utc(self.checkpoint.last_ts),
             after=format_utc(edited.last_ts),
         )
-        self._outlet.forget_all()
+        self._target.forget_all()
         self._has_caught_up = False
         await self._publish_position(self._begun(edited))
 
-    def _count(self, summary: PageSummary, draft: Draft) -> None:
+    def _count(self, summary: PageSummary, builder: PageBuilder) -> None:
         status = self._status
         status.page_count += 1
         status.event_count += summary.event_count
@@ -550,14 +552,14 @@ class Relay:
         now = self._clock()
         # What is older before the first catch-up is a backfill or a replay, and is not late.
         if self._has_caught_up:
-            status.lateness.observe([(now - at).total_seconds() for at in draft.fresh_times])
+            status.lateness.observe([(now - at).total_seconds() for at in builder.fresh_times])
         status.last_success_at = now
         if summary.event_count:
             status.last_event_at = now
         status.enter(State.RUNNING)
         if summary.dead_count:
             self._log.error("relay.dead_letters", count=summary.dead_count)
-        for gap in draft.gaps:
+        for gap in builder.gaps:
             self._log.error("relay.gap", scope=gap.scope, reason=gap.reason)
 
     def _report_forgotten(self, count: int) -> None:

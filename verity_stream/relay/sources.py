@@ -1,7 +1,7 @@
 """One adapter for both kinds of connector: whatever it yields becomes pages for the relay.
 
 A plain connector's events and a paged connector's pages both go through `batched_into`, which
-gathers them into drafts of a useful size, in events and in bytes, without making a quiet source
+gathers them into builders of a useful size, in events and in bytes, without making a quiet source
 wait, and fills the next one while the relay publishes the one before.
 """
 
@@ -24,7 +24,7 @@ from verity_sdk.position import FIRST_SINCE, PlainPass, Reached, after_page, ask
 from verity_sdk.times import as_utc
 from verity_stream.records import Checkpoint
 from verity_stream.relay.cursors import given_cursor, stored_cursor
-from verity_stream.relay.page_builder import Draft
+from verity_stream.relay.page_builder import PageBuilder
 
 logger = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """What a page holds at most, unless the settings say otherwise: as JSON, before compression."""
 
 
-NewDraft = Callable[[int, int], Draft]
+NewBuilder = Callable[[int, int], PageBuilder]
 """Makes a page to fill, which is full at so many events or so many bytes."""
 
 
@@ -43,19 +43,19 @@ class RelayPage:
     """What the relay publishes as one transaction.
 
     Attributes:
-        draft: The events, and what else the page carries.
+        builder: The events, and what else the page carries.
         reached: How far the connector has come once this page is out; the cursor in the form in
             which it is stored.
     """
 
-    draft: Draft
+    builder: PageBuilder
     reached: Reached
 
 
 class Source(Protocol):
     """What a relay pulls from."""
 
-    def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
+    def pages(self, checkpoint: Checkpoint, new_builder: NewBuilder) -> AsyncIterator[RelayPage]:
         """One pass from this checkpoint; ends when caught up."""
 
 
@@ -77,32 +77,34 @@ class PlainSource:
         self._page_bytes = page_bytes
         self._met_at = FIRST_SINCE
 
-    async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
+    async def pages(
+        self, checkpoint: Checkpoint, new_builder: NewBuilder
+    ) -> AsyncIterator[RelayPage]:
         """One pass over `stream_audit_events(since)`."""
         one_pass = PlainPass(checkpoint.last_ts, self._clock(), self._met_at)
         since = asked_since(checkpoint.last_ts, self._lookback)
         stream = _called(self._connector.stream_audit_events, since)
         if inspect.isawaitable(stream):
             stream = _opened(stream)
-        new = partial(new_draft, self._limits.events_max, self._page_bytes)
-        drafts = batched_into(stream, new, self._limits)
-        async with closing(drafts):
-            async for draft, is_last in drafts:
-                reached = one_pass.after_page(draft.times, is_last=is_last, now=self._clock())
+        new = partial(new_builder, self._limits.events_max, self._page_bytes)
+        builders = batched_into(stream, new, self._limits)
+        async with closing(builders):
+            async for builder, is_last in builders:
+                reached = one_pass.after_page(builder.times, is_last=is_last, now=self._clock())
                 self._met_at = one_pass.met_at
-                yield RelayPage(draft, reached)
+                yield RelayPage(builder, reached)
 
 
 class _Pages:
-    """A connector's pages together in one draft.
+    """A connector's pages together in one builder.
 
     Attributes:
         largest_bytes: The size of the largest of them.
         is_torn: Whether it holds a part of a page.
     """
 
-    def __init__(self, draft: Draft, pages_max: int) -> None:
-        self.draft = draft
+    def __init__(self, builder: PageBuilder, pages_max: int) -> None:
+        self.builder = builder
         self.cursor: Any = None
         self.complete_through: datetime | None = None
         self.largest_bytes = 0
@@ -116,15 +118,15 @@ class _Pages:
         the seen window no longer remembers.
         """
         self.is_torn = True
-        size_before = self.draft.size_bytes
+        size_before = self.builder.size_bytes
         for event in page.events:
-            waiting = self.draft.add(event)
+            waiting = self.builder.add(event)
             if waiting is not None:
                 await waiting
         for record in page.rejected:
-            self.draft.reject(record)
-        self.largest_bytes = max(self.largest_bytes, self.draft.size_bytes - size_before)
-        self.draft.gaps += page.gaps
+            self.builder.reject(record)
+        self.largest_bytes = max(self.largest_bytes, self.builder.size_bytes - size_before)
+        self.builder.gaps += page.gaps
         # A copy: read ahead, a connector may go on using what it yielded.
         self.cursor = stored_cursor(page.cursor)
         if page.complete_through:
@@ -132,7 +134,7 @@ class _Pages:
             self.complete_through = as_utc(page.complete_through)
         self._pages_left -= 1
         self.is_empty = self.is_torn = False
-        self.is_full = self.draft.is_full or not self._pages_left
+        self.is_full = self.builder.is_full or not self._pages_left
 
 
 class PagedSource:
@@ -151,7 +153,9 @@ class PagedSource:
         self._page_bytes = page_bytes
         self._has_warned = False
 
-    async def pages(self, checkpoint: Checkpoint, new_draft: NewDraft) -> AsyncIterator[RelayPage]:
+    async def pages(
+        self, checkpoint: Checkpoint, new_builder: NewBuilder
+    ) -> AsyncIterator[RelayPage]:
         """One pass over `fetch_pages(position)`."""
         position = Position(since=checkpoint.last_ts, cursor=given_cursor(checkpoint.cursor))
         began_at = self._clock()
@@ -159,8 +163,8 @@ class PagedSource:
         stream = _called(self._connector.fetch_pages, position)
 
         def new() -> _Pages:
-            draft = new_draft(self._limits.events_max, self._page_bytes)
-            return _Pages(draft, self._limits.events_max)
+            builder = new_builder(self._limits.events_max, self._page_bytes)
+            return _Pages(builder, self._limits.events_max)
 
         gathered = batched_into(stream, new, self._limits)
         async with closing(gathered):
@@ -171,13 +175,13 @@ class PagedSource:
                 self._warn_of_size(checkpoint.connector_id, pages.largest_bytes)
                 reached = after_page(
                     reached,
-                    pages.draft.times,
+                    pages.builder.times,
                     pages.cursor,
                     pages.complete_through,
                     began_at=began_at,
                     now=self._clock(),
                 )
-                yield RelayPage(pages.draft, reached)
+                yield RelayPage(pages.builder, reached)
 
     def _warn_of_size(self, connector_id: str, size_bytes: int) -> None:
         """A page of the connector's that is too large by itself stays whole, and is said once."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from verity_stream.records import (
+    CheckpointRecord,
     Kind,
     Partition,
-    Sealed,
 )
 
 SAMPLES_MAX = 10
@@ -58,7 +58,7 @@ class Continuity:
 
     def __init__(
         self,
-        records: Sequence[Sealed],
+        records: Sequence[CheckpointRecord],
         edits: Collection[int],
         bounds: Mapping[Partition, tuple[int, int]],
         delivery: Delivery = "exactly_once",
@@ -97,9 +97,9 @@ class Continuity:
             where = self._faults if self._is_exact else self._notes
             where.append(f"versions do not ascend: {_sample(falling, len(falling))}")
 
-    def _place_pages(self) -> dict[int, Sealed]:
+    def _place_pages(self) -> dict[int, CheckpointRecord]:
         """Which offsets belong to which page; returns the pages whose counts can be checked."""
-        provable: dict[int, Sealed] = {}
+        provable: dict[int, CheckpointRecord] = {}
         expired = recreated = unknown = newer = 0
         spans: dict[Partition, list[tuple[int, int, int]]] = defaultdict(list)
         floors: dict[Partition, int] = {}

@@ -18,10 +18,10 @@ from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     KINDS,
-    Sealed,
+    CheckpointRecord,
     dead_topic,
     decode_checkpoint,
-    decode_sealed,
+    decode_checkpoint_record,
     header,
     raw_topic,
 )
@@ -145,7 +145,7 @@ async def prove(
     # The order matters: whatever is decided now has its checkpoint in the topic by the time that
     # is read. What follows is newer than this look, and left out.
     ends = await decided.ends(places)
-    sealed, malformed = await _sealed(settings, only)
+    sealed, malformed = await _checkpoint_records(settings, only)
     begins = await decided.begins(places)
     bounds = {(place.topic, place.partition): (begins[place], ends[place]) for place in places}
 
@@ -175,10 +175,10 @@ async def prove(
     return finished
 
 
-async def _sealed(
+async def _checkpoint_records(
     settings: StreamSettings, only: Collection[str]
-) -> tuple[dict[str, list[Sealed]], dict[str, str]]:
-    found: dict[str, list[Sealed]] = defaultdict(list)
+) -> tuple[dict[str, list[CheckpointRecord]], dict[str, str]]:
+    found: dict[str, list[CheckpointRecord]] = defaultdict(list)
     malformed: dict[str, str] = {}
     reader = CommittedReader(settings.kafka, transaction_timeout=settings.transaction_timeout)
     async for record in reader.stream(CHECKPOINTS_TOPIC):
@@ -188,7 +188,7 @@ async def _sealed(
         if only and name not in only:
             continue
         try:
-            found[name].append(decode_sealed(record.value, record.key))
+            found[name].append(decode_checkpoint_record(record.value, record.key))
         except Malformed as error:
             malformed[name] = f"a checkpoint record is not understood: {error}"
     return dict(found), malformed

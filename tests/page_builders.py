@@ -1,4 +1,4 @@
-"""Drafts that lead nowhere: what a source yields can be looked at without a relay or a broker."""
+"""Page builders that lead nowhere: what a source yields, without a relay and without a broker."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from functools import partial
 
 from verity_stream.records import ID_HEADERS, EventEncoder, Headers, Origin, Record
 from verity_stream.relay.ids import IdHasher
-from verity_stream.relay.page_builder import Draft, Outlet
+from verity_stream.relay.page_builder import PageBuilder, PageTarget
 from verity_stream.relay.seen_window import SeenWindow
-from verity_stream.relay.sources import NewDraft
+from verity_stream.relay.sources import NewBuilder
 
 RECORD_BYTES_MAX = 1_000_000
 HASHER = IdHasher(bytes(16))
@@ -49,10 +49,10 @@ async def _nothing(_: object) -> None:
     pass
 
 
-def outlet(
+def target(
     connector_id: str = "acme-1", window: SeenWindow | None = None, platform: str | None = None
-) -> Outlet:
-    return Outlet(
+) -> PageTarget:
+    return PageTarget(
         NoPublisher(),  # type: ignore[arg-type]
         SeenWindow(1_000_000) if window is None else window,
         HASHER,
@@ -63,19 +63,19 @@ def outlet(
     )
 
 
-def new_draft(connector_id: str = "acme-1") -> NewDraft:
-    return partial(Draft, outlet(connector_id))
+def new_builder(connector_id: str = "acme-1") -> NewBuilder:
+    return partial(PageBuilder, target(connector_id))
 
 
-def ids_of(draft: Draft) -> list[str]:
-    """The ids of a draft's records; those that the window is to remember are the same."""
-    assert isinstance(draft.page, ListPage)
-    draft.take()
+def ids_of(builder: PageBuilder) -> list[str]:
+    """The ids of a builder's records; those that the window is to remember are the same."""
+    assert isinstance(builder.page, ListPage)
+    builder.take()
     ids = [
         (record.topic, value)
-        for record in draft.page.records
+        for record in builder.page.records
         for name, value in record.headers
         if name in ID_HEADERS
     ]
-    assert list(draft.hashes) == [HASHER.hash(*one) for one in ids]
+    assert list(builder.hashes) == [HASHER.hash(*one) for one in ids]
     return [value.decode() for _, value in ids]

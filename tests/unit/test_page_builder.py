@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from drafts import HASHER, ListPage, ids_of, outlet
+from page_builders import HASHER, ListPage, ids_of, target
 
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Denied
@@ -24,7 +24,7 @@ from verity_stream.records import (
     published_ids_of,
     raw_topic,
 )
-from verity_stream.relay.page_builder import TAKEN_TOGETHER, Draft
+from verity_stream.relay.page_builder import TAKEN_TOGETHER, PageBuilder
 from verity_stream.relay.seen_window import SeenWindow
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
@@ -36,48 +36,48 @@ def event(event_id: Any, **fields: Any) -> RawEvent:
     return RawEvent(event_id=event_id, **given)
 
 
-async def filled(draft: Draft, *things: Any) -> Draft:
+async def filled(builder: PageBuilder, *things: Any) -> PageBuilder:
     for thing in things:
-        waiting = draft.add(thing)
+        waiting = builder.add(thing)
         if waiting is not None:
             await waiting
-    return draft
+    return builder
 
 
-def records_of(draft: Draft) -> list[Record]:
-    draft.take()
-    assert isinstance(draft.page, ListPage)
-    return draft.page.records
+def records_of(builder: PageBuilder) -> list[Record]:
+    builder.take()
+    assert isinstance(builder.page, ListPage)
+    return builder.page.records
 
 
 async def test_the_headers_say_where_an_event_comes_from() -> None:
-    draft = await filled(Draft(outlet(), 9, 10**6), event("id-1"), event(17))
+    builder = await filled(PageBuilder(target(), 9, 10**6), event("id-1"), event(17))
     shared = [
         ("connector_id", b"acme-1"),
         ("schema", b"raw_event/1"),
         ("fetched_at", b"2026-02-03T04:05:06.000007Z"),
     ]
-    assert [one.headers for one in records_of(draft)] == [
+    assert [one.headers for one in records_of(builder)] == [
         [("event_id", b"id-1"), *shared],
         [("event_id", b"17"), *shared],
     ]
-    assert [one.key for one in records_of(draft)] == [b"ada", b"ada"]
+    assert [one.key for one in records_of(builder)] == [b"ada", b"ada"]
 
 
 async def test_fetched_at_is_when_the_first_thing_came_not_when_the_page_was_made() -> None:
-    there = outlet()
-    draft = Draft(there, 9, 10**6)
+    there = target()
+    builder = PageBuilder(there, 9, 10**6)
     there.origin = lambda: Origin("acme-1", "acme", "later")
-    await filled(draft, event(1))
+    await filled(builder, event(1))
     there.origin = lambda: Origin("acme-1", "acme", "too late")
-    await filled(draft, event(2))
-    assert {dict(one.headers)["fetched_at"] for one in records_of(draft)} == {b"later"}
+    await filled(builder, event(2))
+    assert {dict(one.headers)["fetched_at"] for one in records_of(builder)} == {b"later"}
 
 
 async def test_repeats_are_dropped_and_counted_and_their_times_kept() -> None:
-    there = outlet()
-    first = await filled(Draft(there, 9, 10**6), event("a"), event("b"), event("a"))
-    second = await filled(Draft(there, 9, 10**6), event("b"), event("c"))
+    there = target()
+    first = await filled(PageBuilder(there, 9, 10**6), event("a"), event("b"), event("a"))
+    second = await filled(PageBuilder(there, 9, 10**6), event("b"), event("c"))
     assert (ids_of(first), ids_of(second)) == (["a", "b"], ["c"])
     assert await first.finish() == PageSummary(event_count=2, repeat_count=1)
     assert await second.finish() == PageSummary(event_count=1, repeat_count=1)
@@ -87,9 +87,11 @@ async def test_repeats_are_dropped_and_counted_and_their_times_kept() -> None:
 
 async def test_a_page_claims_its_ids_before_the_next_one_does() -> None:
     """Else the first page, already handed over, would leave its event to the second."""
-    there = outlet()
-    first = await filled(Draft(there, 9, 10**6), event("a"))
-    second = await filled(Draft(there, 1000, 10**6), event("a"), *map(event, range(TAKEN_TOGETHER)))
+    there = target()
+    first = await filled(PageBuilder(there, 9, 10**6), event("a"))
+    second = await filled(
+        PageBuilder(there, 1000, 10**6), event("a"), *map(event, range(TAKEN_TOGETHER))
+    )
     await second.finish()
     await first.finish()
     assert "a" in ids_of(first)
@@ -98,10 +100,10 @@ async def test_a_page_claims_its_ids_before_the_next_one_does() -> None:
 
 async def test_a_page_that_was_left_unfinished_claims_nothing_once_all_is_forgotten() -> None:
     """An operator moved the position back while a page was read ahead: its events come again."""
-    there = outlet()
-    await filled(Draft(there, 100, 10**6), event("a"))
+    there = target()
+    await filled(PageBuilder(there, 100, 10**6), event("a"))
     there.forget_all()
-    again = await filled(Draft(there, 100, 10**6), event("a"))
+    again = await filled(PageBuilder(there, 100, 10**6), event("a"))
     await again.finish()
     assert ids_of(again) == ["a"]
 
@@ -109,31 +111,33 @@ async def test_a_page_that_was_left_unfinished_claims_nothing_once_all_is_forgot
 async def test_an_id_that_is_a_number_is_the_text_that_reads_back() -> None:
     window = SeenWindow(100)
     window.claim([HASHER.hash(raw_topic("acme"), b"17")])
-    draft = await filled(Draft(outlet(window=window), 9, 10**6), event(17), event(18), event("18"))
-    assert ids_of(draft) == ["18"]
+    builder = await filled(
+        PageBuilder(target(window=window), 9, 10**6), event(17), event(18), event("18")
+    )
+    assert ids_of(builder) == ["18"]
 
 
 async def test_an_id_belongs_to_its_topic() -> None:
     """Two platforms may number their events alike, and a dead letter is not the event."""
-    there = outlet(platform=None)
+    there = target(platform=None)
     here, elsewhere = event("1"), event("1", platform="other")
     unpublishable = event("1", raw_payload={}, platform="no name")
-    draft = await filled(Draft(there, 9, 10**6), here, elsewhere, unpublishable)
-    assert await draft.finish() == PageSummary(event_count=2, dead_count=1)
-    again = await filled(Draft(there, 9, 10**6), here, elsewhere, unpublishable)
+    builder = await filled(PageBuilder(there, 9, 10**6), here, elsewhere, unpublishable)
+    assert await builder.finish() == PageSummary(event_count=2, dead_count=1)
+    again = await filled(PageBuilder(there, 9, 10**6), here, elsewhere, unpublishable)
     assert await again.finish() == PageSummary(repeat_count=2)
 
 
 async def test_what_cant_be_published_is_one_dead_letter_however_often_it_comes() -> None:
     """An object's `repr` may differ at every turn: its event's id says that it is the same."""
-    there = outlet()
-    draft = Draft(there, 99, 10**6)
-    await filled(draft, *(event("x", operation=object()) for _ in range(3)), "no event")
-    draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
-    draft.reject(RejectedRecord(b"{", "no JSON", "line 7"))
-    draft.gaps.append(Gap(None, AT, "all", "lost"))
-    assert await draft.finish() == PageSummary(dead_count=3, gap_count=1)
-    *letters, gap = records_of(draft)
+    there = target()
+    builder = PageBuilder(there, 99, 10**6)
+    await filled(builder, *(event("x", operation=object()) for _ in range(3)), "no event")
+    builder.reject(RejectedRecord(b"{", "no JSON", "line 7"))
+    builder.reject(RejectedRecord(b"{", "no JSON", "line 7"))
+    builder.gaps.append(Gap(None, AT, "all", "lost"))
+    assert await builder.finish() == PageSummary(dead_count=3, gap_count=1)
+    *letters, gap = records_of(builder)
     assert {one.topic for one in letters} == {dead_topic("acme")}
     assert gap.topic == GAPS_TOPIC
     assert [orjson.loads(one.value)["reference"] for one in letters] == ["x", None, "line 7"]
@@ -143,17 +147,17 @@ async def test_what_cant_be_published_is_one_dead_letter_however_often_it_comes(
         for name, value in letter.headers
         if name in ("event_id", "dead_id")
     ]
-    assert ids_of(draft) == ids
-    again = await filled(Draft(there, 99, 10**6), event("x", operation=object()))
+    assert ids_of(builder) == ids
+    again = await filled(PageBuilder(there, 99, 10**6), event("x", operation=object()))
     assert (await again.finish()).dead_count == 0
 
 
 async def test_an_altered_event_is_out_once_and_so_is_its_original() -> None:
-    there = outlet()
-    draft = Draft(there, 99, 10**6)
-    await filled(draft, *(event("x", raw_payload={"n": 2**70, "o": b"ab"}) for _ in range(3)))
-    assert await draft.finish() == PageSummary(event_count=1, repeat_count=2, dead_count=1)
-    altered, letter = records_of(draft)
+    there = target()
+    builder = PageBuilder(there, 99, 10**6)
+    await filled(builder, *(event("x", raw_payload={"n": 2**70, "o": b"ab"}) for _ in range(3)))
+    assert await builder.finish() == PageSummary(event_count=1, repeat_count=2, dead_count=1)
+    altered, letter = records_of(builder)
     headers = dict(altered.headers)
     assert orjson.loads(headers["altered"]) == ["/raw_payload/n", "/raw_payload/o"]
     assert orjson.loads(altered.value)["raw_payload"] == {"n": str(2**70), "o": "ab"}
@@ -163,14 +167,14 @@ async def test_an_altered_event_is_out_once_and_so_is_its_original() -> None:
     assert "/raw_payload/n" in body["reason"]
     assert str(2**70) in body["data"]
     assert body["reference"] == "x"
-    again = await filled(Draft(there, 99, 10**6), event("x", raw_payload={"n": 2**70}))
+    again = await filled(PageBuilder(there, 99, 10**6), event("x", raw_payload={"n": 2**70}))
     assert await again.finish() == PageSummary(repeat_count=1)
 
 
 async def test_what_a_page_remembers_can_be_read_back_from_its_records_exactly() -> None:
     """So an upgrade, or a log of ids that was lost, changes nothing of what is recognised."""
-    draft = await filled(
-        Draft(outlet(), 99, 10**6),
+    builder = await filled(
+        PageBuilder(target(), 99, 10**6),
         event("plain"),
         event(17),
         event("altered", raw_payload={"x": "\ud800"}),
@@ -182,24 +186,24 @@ async def test_what_a_page_remembers_can_be_read_back_from_its_records_exactly()
         event("y" * 3000, asset_ref=None),
         "no event",
     )
-    draft.reject(RejectedRecord(b"bytes", "published, but altered at birth", "f:7"))
-    draft.reject(RejectedRecord(b"\xff" * 600_000, "long", None))
-    await draft.finish()
+    builder.reject(RejectedRecord(b"bytes", "published, but altered at birth", "f:7"))
+    builder.reject(RejectedRecord(b"\xff" * 600_000, "long", None))
+    await builder.finish()
     found = {
         HASHER.hash(topic, identity)
-        for record in records_of(draft)
+        for record in records_of(builder)
         for topic, identity, _ in published_ids_of(record)
     }
-    assert found == set(draft.hashes)
+    assert found == set(builder.hashes)
 
 
 async def test_a_dead_letter_is_what_was_yielded_though_the_connector_goes_on_using_it() -> None:
-    draft = Draft(outlet(), 99, 10**6)
+    builder = PageBuilder(target(), 99, 10**6)
     one = event(None, raw_payload={"n": 1})
-    await filled(draft, one)
+    await filled(builder, one)
     one.raw_payload["n"] = 2
-    await draft.finish()
-    (letter,) = records_of(draft)
+    await builder.finish()
+    (letter,) = records_of(builder)
     assert '"raw_payload": {"n": 1}' in orjson.loads(letter.value)["data"]
 
 
@@ -213,72 +217,72 @@ async def test_a_dead_letter_is_what_was_yielded_though_the_connector_goes_on_us
     ],
 )
 async def test_a_rejected_record_of_wrong_types_is_a_dead_letter_too(rejected: Any) -> None:
-    draft = await filled(Draft(outlet(), 99, 10**6), event(1))
-    draft.reject(rejected)
-    assert await draft.finish() == PageSummary(event_count=1, dead_count=1)
+    builder = await filled(PageBuilder(target(), 99, 10**6), event(1))
+    builder.reject(rejected)
+    assert await builder.finish() == PageSummary(event_count=1, dead_count=1)
 
 
 @pytest.mark.parametrize("gap", [Gap("long ago", AT, None, 7), "lost"])  # type: ignore[arg-type]
 async def test_a_gap_of_wrong_types_is_recorded_too(gap: Any) -> None:
-    draft = await filled(Draft(outlet(), 99, 10**6), event(1))
-    draft.gaps.append(gap)
-    assert await draft.finish() == PageSummary(event_count=1, gap_count=1)
-    body = orjson.loads(records_of(draft)[-1].value)
+    builder = await filled(PageBuilder(target(), 99, 10**6), event(1))
+    builder.gaps.append(gap)
+    assert await builder.finish() == PageSummary(event_count=1, gap_count=1)
+    body = orjson.loads(records_of(builder)[-1].value)
     assert body["from_at"] is None
     assert ("long ago" in body["reason"]) or ("lost" in body["reason"])
 
 
 @pytest.mark.parametrize("size", [10, 5000])
 async def test_it_is_full_at_so_many_events_or_bytes(size: int) -> None:
-    draft = Draft(outlet(), 4, 10_000)
+    builder = PageBuilder(target(), 4, 10_000)
     count = 0
-    assert draft.is_empty
-    while not draft.is_full:
-        await filled(draft, event(count, raw_payload={"p": "x" * size}))
+    assert builder.is_empty
+    while not builder.is_full:
+        await filled(builder, event(count, raw_payload={"p": "x" * size}))
         count += 1
     assert count == (4 if size == 10 else 2)
-    assert not draft.is_empty
+    assert not builder.is_empty
 
 
 async def test_what_cant_be_published_and_what_repeats_fills_it_too() -> None:
     """Or a source of nothing else would never be published."""
     for thing in (event("same"), "no event", event(None)):
-        draft = await filled(Draft(outlet(), 3, 10_000), thing, thing)
-        assert not draft.is_full
-        assert (await filled(draft, thing)).is_full
+        builder = await filled(PageBuilder(target(), 3, 10_000), thing, thing)
+        assert not builder.is_full
+        assert (await filled(builder, thing)).is_full
 
 
 async def test_a_new_topic_is_made_before_its_first_event_is_added() -> None:
     made: list[str] = []
-    there = outlet()
+    there = target()
 
     async def ensure(topics: set[str]) -> None:
         made.extend(topics)
 
     there._ensure_topics = ensure  # type: ignore[assignment]
-    draft = Draft(there, 9, 10**6)
-    waiting = draft.add(event(1))
+    builder = PageBuilder(there, 9, 10**6)
+    waiting = builder.add(event(1))
     assert waiting is not None
-    assert ids_of(draft) == []
+    assert ids_of(builder) == []
     await waiting
-    assert draft.add(event(2)) is None
+    assert builder.add(event(2)) is None
     assert made == [raw_topic("acme")]
-    assert ids_of(draft) == ["1", "2"]
+    assert ids_of(builder) == ["1", "2"]
 
 
 async def test_others_have_their_turn_while_a_source_floods() -> None:
     """What sends the page before needs a dozen turns until it waits for the broker."""
     turns: list[int] = []
-    draft = Draft(outlet(), 2000, 10**7)
-    await filled(draft, event(0))
+    builder = PageBuilder(target(), 2000, 10**7)
+    await filled(builder, event(0))
 
     async def other() -> None:
-        while len(draft.hashes) < 2000:
-            turns.append(len(draft.hashes))
+        while len(builder.hashes) < 2000:
+            turns.append(len(builder.hashes))
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    await filled(draft, *map(event, range(1, 2000)))
+    await filled(builder, *map(event, range(1, 2000)))
     await task
     assert len([at for at in turns if at < 600]) >= 12
     assert max(later - one for one, later in itertools.pairwise(turns)) <= 250
@@ -288,13 +292,13 @@ async def test_an_event_whose_topic_cant_be_made_is_not_claimed() -> None:
     async def ensure(_: Any) -> None:
         raise Denied("no topic for you")
 
-    there = outlet()
+    there = target()
     there._ensure_topics = ensure
     with pytest.raises(Denied):
-        await filled(Draft(there, 9, 10**6), event(1))
+        await filled(PageBuilder(there, 9, 10**6), event(1))
     assert there.window.claim([HASHER.hash(raw_topic("acme"), b"1")]) == [True]
 
 
-def test_an_empty_draft_has_an_origin_too() -> None:
-    new = partial(Draft, outlet())
+def test_an_empty_page_has_an_origin_too() -> None:
+    new = partial(PageBuilder, target())
     assert new(1, 1).origin.connector_id == "acme-1"
