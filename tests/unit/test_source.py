@@ -428,7 +428,7 @@ async def pages_of(
 
 
 def ids_of(*pages: RelayPage) -> list[str]:
-    return [one for page in pages for one in builders.ids_of(page.builder)]
+    return [one for page in pages for one in page_builders.ids_of(page.builder)]
 
 
 def records_of(page: RelayPage) -> list[Record]:
@@ -755,7 +755,7 @@ def test_what_goes_out_is_whole_however_it_was_cut(
             for _ in range(slow):
                 await asyncio.sleep(0)
         assert out == sum(sizes)
-        assert all(builders.ids_of(builder) == ids for builder, ids in handed_over)
+        assert all(page_builders.ids_of(builder) == ids for builder, ids in handed_over)
 
     asyncio.run(scenario())
 
