@@ -14,6 +14,7 @@ from itertools import compress
 from typing import Any
 
 import orjson
+import page_builders
 import pytest
 import structlog.testing
 from hypothesis import example, given, settings
