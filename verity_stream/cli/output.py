@@ -14,7 +14,8 @@ from rich.text import Text
 
 from verity_stream.redaction import SECRETS
 
-WIDTH_WITHOUT_TERMINAL = 200
+WIDTH_WITHOUT_TERMINAL = 1000
+"""More than any table has: one that is read by a program, or by grep, is never folded."""
 STRANGERS_SHOWN = 10
 """All are counted."""
 
