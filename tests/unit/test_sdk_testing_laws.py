@@ -52,6 +52,9 @@ from verity_sdk.testing import (
 from verity_sdk.testing.driver import Collector, State
 from verity_sdk.testing.report import Outcome, table
 
+# The API is in memory: nothing here waits but for time.
+pytestmark = pytest.mark.usefixtures("virtual_time")
+
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SECRET = 'open-"sesame" 7'
 API_PAGE = 6

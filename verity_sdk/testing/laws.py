@@ -10,7 +10,6 @@ import gc
 import io
 import json
 import logging
-import time
 import traceback
 import tracemalloc
 import warnings
@@ -1069,12 +1068,13 @@ class ConnectorLaws:
         collector.on_page = None
 
     async def _expect_no_tasks(self) -> None:
-        deadline = time.monotonic() + 1.0
+        now = asyncio.get_running_loop().time
+        deadline = now() + 1.0
         while True:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             if not others:
                 return
-            if time.monotonic() > deadline:
+            if now() > deadline:
                 raise LawBroken(f"a task is left behind: {next(iter(others)).get_coro()!r}")
             await asyncio.sleep(0.01)
 
