@@ -4,12 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built-from-lock
-# `make test TESTS=tests/unit ARGS="-x -k stack"`. Without TESTS, everything runs in LANES processes, a
-# file each at a time and with servers of its own: what waits first, what computes beside it and in
-# the end. The few tests that measure time run afterwards, alone.
+# `make test TESTS=tests/unit ARGS=-x`. Folders run in LANES processes, a file each at a time and with
+# servers of its own: what waits first, what computes beside it and in the end. The few tests that
+# measure time run afterwards, alone. Files and single tests, and what is chosen or debugged by ARGS
+# (`-k stack`, `--pdb`), run in one process, where starting more costs more than it saves.
+FOLDERS := tests/integration tests/contract tests/simulation tests/faults tests/unit
 TESTS ?=
-LANES ?= 3
 ARGS ?=
+CHOSEN := $(or $(TESTS),$(FOLDERS))
+# What waits for servers leaves the processors to a third lane.
+WAITING := $(filter tests tests/integration,$(CHOSEN:/=))
+LANES ?= $(if $(WAITING),3,2)
+IS_ONE := $(filter %.py -k% -m% -s --pdb% --trace --lf --ff,$(CHOSEN) $(ARGS))$(findstring ::,$(CHOSEN))
 SWEEP ?= quick
 # One world again (SEED=), fresh ones (SEEDS=), a plan, a planted bug (PLANT=), all of them
 # (PLANTS=all); small worlds only (SIZE=small). Without any: what CI runs.
@@ -30,14 +36,18 @@ demo-all: $(STAMP)  ## The same from six platforms (five are fakes over HTTP), a
 	@echo "== demo of all platforms"
 	PYTHONPATH=tests $(BIN)/python -m fakes.demo $(ARGS)
 
+# Hundreds of processes start here: what they import is compiled once, whatever the shell has set.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)  ## Run all tests on a real Kafka and a real PostgreSQL
 	@echo "== tests"
-ifeq ($(TESTS),)
-	$(BIN)/python -m pytest tests/integration tests/contract tests/simulation tests/faults tests/unit \
-		-m "not alone" -n $(LANES) --dist loadfile --no-loadscope-reorder $(ARGS)
-	$(BIN)/python -m pytest tests/integration -m alone $(ARGS)
+ifneq ($(IS_ONE),)
+	$(BIN)/python -m pytest $(CHOSEN) $(ARGS)
 else
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(CHOSEN) -m "not alone" \
+		-n $(LANES) --dist loadfile $(if $(WAITING),--no-loadscope-reorder) $(ARGS)
+ifneq ($(WAITING),)
+	$(BIN)/python -m pytest tests/integration -m alone $(ARGS)
+endif
 endif
 
 check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that every test is found
@@ -94,6 +104,7 @@ clean:  ## Stop the stack in .verity, remove it, the environment and all caches
 	@if [ -x $(BIN)/verity ]; then $(BIN)/verity dev down --wipe; fi
 	rm -rf $(VENV) .verity build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
