@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
+import grimp
 import yaml
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -201,8 +203,47 @@ def platforms() -> str:
     return "\n".join(rows)
 
 
+# Dependencies.
+
+
+def dependencies() -> str:
+    """The layers of the application as `make check` holds them, and who imports whom."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    outer, inner = [one["layers"] for one in tool["contracts"] if one["type"] == "layers"]
+    rows = [[name.strip() for name in layer.split("|")] for layer in inner]
+    rows += [[layer] for layer in outer if layer != "verity_stream"]
+    graph = grimp.build_graph(*tool["root_packages"])
+    names = [name for row in rows for name in row]
+    lines = ["```mermaid", "flowchart TD"]
+    for number, row in enumerate(rows):
+        nodes = " ".join(f'{_node(name)}["{_shown(name)}"]' for name in row)
+        lines.append(f"  subgraph layer{number}[ ]")
+        lines += [f"    {node}" for node in nodes.split(" ")]
+        lines.append("  end")
+    for name in names:
+        used = [other for other in names if other != name and _imports(graph, name, other)]
+        if used:
+            lines.append(f"  {_node(name)} --> {' & '.join(map(_node, used))}")
+    return "\n".join([*lines, "```"])
+
+
+def _node(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix("verity_stream.")
+
+
+def _imports(graph: grimp.ImportGraph, name: str, other: str) -> bool:
+    ours = {name} | graph.find_descendants(name)
+    theirs = {other} | graph.find_descendants(other)
+    return any(graph.find_modules_directly_imported_by(one) & theirs for one in ours)
+
+
 MAKERS: Mapping[str, Callable[..., str]] = {
     "alerts": alerts,
+    "dependencies": dependencies,
     "metrics": metrics,
     "platforms": platforms,
     "settings": settings,

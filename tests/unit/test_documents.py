@@ -12,7 +12,7 @@ import pytest
 from documents import ROOT, documents, made_again, model_class, parts, reachable
 from pydantic import BaseModel
 
-from verity_stream.dev.demo.proof import Proof, Views
+from verity_stream.dev.demo.proof import Proof, Copies
 from verity_stream.dev.demo.show import proof_lines
 from verity_stream.records import Checkpoint
 from verity_stream.settings import ENTRY_POINT_GROUP, ConnectorOptions, StreamSettings
@@ -100,7 +100,7 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "docs/demo.md"])
 def test_the_demo_s_last_lines_are_as_they_are_printed(name: str) -> None:
     checkpoint = Checkpoint("c", 1, 1, datetime(2026, 1, 1, tzinfo=UTC))
-    views = Views(checkpoint, checkpoint, checkpoint)
+    views = Copies(checkpoint, checkpoint, checkpoint)
     printed = proof_lines(Proof(["a"], ["a"], views, 1, 1, 0, 0)).plain
     digits = re.compile(r"\b[1-9]\d*\b")
     text = (ROOT / name).read_text("utf-8")
