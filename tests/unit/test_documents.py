@@ -12,7 +12,7 @@ import pytest
 from documents import ROOT, documents, made_again, model_class, parts, reachable
 from pydantic import BaseModel
 
-from verity_stream.dev.demo.proof import Proof, Copies
+from verity_stream.dev.demo.proof import Copies, Proof
 from verity_stream.dev.demo.show import proof_lines
 from verity_stream.records import Checkpoint
 from verity_stream.settings import ENTRY_POINT_GROUP, ConnectorOptions, StreamSettings
