@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, Protocol
+
+import orjson
 
 from verity_stream.records import ID_HEADERS, EventEncoder, Headers, Origin, Record
 from verity_stream.relay.ids import IdHasher
@@ -12,6 +15,19 @@ from verity_stream.relay.sources import NewBuilder
 
 RECORD_BYTES_MAX = 1_000_000
 HASHER = IdHasher(bytes(16))
+
+
+class HasValue(Protocol):
+    """A record, encoded or decoded."""
+
+    @property
+    def value(self) -> bytes | None: ...
+
+
+def body_of(record: HasValue) -> Any:
+    """A record's value, which is JSON."""
+    assert record.value is not None
+    return orjson.loads(record.value)
 
 
 class ListPage:

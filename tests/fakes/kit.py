@@ -15,7 +15,9 @@ from typing import Any
 import uvicorn
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from verity_sdk.testing.faults import Clock, Fault, Faults
+from verity_sdk.testing.faults import Clock as Clock
+from verity_sdk.testing.faults import Fault as Fault
+from verity_sdk.testing.faults import Faults as Faults
 
 START_SECONDS_MAX = 15.0
 STOP_SECONDS_MAX = 5.0

@@ -248,7 +248,7 @@ class SynapseFake:
         self, count: int, *, at: datetime, visible_at: datetime | None = None
     ) -> list[str]:
         """Records of the activity log, one a second; every fifth is of another resource."""
-        ids = []
+        ids: list[str] = []
         for i in range(count):
             number = next(self._number)
             occurred_at = at + timedelta(seconds=i)
@@ -280,7 +280,7 @@ class SynapseFake:
             }
             self._activities.append((record, visible_at or occurred_at + timedelta(minutes=5)))
             if not is_other:
-                ids.append(record["eventDataId"])
+                ids.append(str(record["eventDataId"]))
         return ids
 
     def deliver_again(self, event_id: str, *, at: datetime) -> None:

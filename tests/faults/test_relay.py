@@ -205,17 +205,13 @@ class World:
 
 
 KINDS = ["cursor", "closed", "after"]
-FAULTS = {
-    "error": None,
-    "cancellation": cancel_here,
-}
 
 
 async def fail_here() -> None:
     raise Unavailable("injected")
 
 
-FAULTS["error"] = fail_here
+FAULTS = {"error": fail_here, "cancellation": cancel_here}
 
 
 def script_that(world: World, fault: str, at: Effect) -> Script:
@@ -519,7 +515,10 @@ async def edit_sweep(make: Callable[[], World]) -> None:
                 if record.topic == CHECKPOINTS_TOPIC
             ]
             is_edit = [
-                (one.last_ts, one.cursor, one.seen and one.seen.count) == (BEGINNING, None, 0)
+                one.last_ts == BEGINNING
+                and one.cursor is None
+                and isinstance(one.seen, Seen)
+                and one.seen.count == 0
                 for one in positions
             ]
             assert any(is_edit[:2]), "the edit did not win within one page"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -224,12 +225,13 @@ anything = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.text(ma
 def test_any_oddity_is_a_grant_or_malformed(record: dict[str, Any], name: str, value: Any) -> None:
     """Nothing else comes out."""
     odd, made = {**record, name: value}, grants()
-    for make in (
+    makes: tuple[Callable[[], Any], ...] = (
         lambda: made.of_role(odd, ASSIGNED).grants,
         lambda: made.of_app_role(odd).grants,
         lambda: made.of_consent(odd),
         lambda: made.of_aliases(odd),
-    ):
+    )
+    for make in makes:
         try:
             found = make()
         except Malformed:
@@ -243,7 +245,7 @@ names = st.sampled_from("abcdefg")
 @given(st.dictionaries(names, st.lists(names | st.sampled_from(["u1", "u2", "u3"]), max_size=4)))
 def test_the_closure_is_what_a_walk_finds(edges: dict[str, list[str]]) -> None:
     """Against the plain definition, on any graph, cycles included."""
-    members = {
+    members: dict[str, Sequence[str]] = {
         name: [f"user:{m}" if m.startswith("u") else f"group:{m}" for m in found]
         for name, found in edges.items()
     }

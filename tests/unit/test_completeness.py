@@ -13,6 +13,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from page_builders import body_of
 
 from verity_common.kafka import KafkaSettings
 from verity_sdk.completeness import Completeness, Coverage, completeness
@@ -55,7 +56,7 @@ def checkpoint(
         connector, version, epoch, START, None, through, collected_from=collected_from
     )
     record = checkpoint_record(Origin(connector, platform, ""), page, PageSummary())
-    body: dict[str, Any] = orjson.loads(record.value)
+    body: dict[str, Any] = body_of(record)
     return body
 
 
@@ -63,10 +64,12 @@ def gap(
     connector: str, first: float | None, last: float | None, platform: str = "test"
 ) -> dict[str, Any]:
     """The record of what is missing between so many hours after the start; recorded at 100."""
-    times = [None if hours is None else START + hours * HOUR for hours in (first, last)]
+    begin, end = (None if hours is None else START + hours * HOUR for hours in (first, last))
     recorded_at = (START + 100 * HOUR).isoformat().replace("+00:00", "Z")
-    record = gap_record(Origin(connector, platform, recorded_at), Gap(*times, "all", "retention"))
-    body: dict[str, Any] = orjson.loads(record.value)
+    record = gap_record(
+        Origin(connector, platform, recorded_at), Gap(begin, end, "all", "retention")
+    )
+    body: dict[str, Any] = body_of(record)
     return body
 
 

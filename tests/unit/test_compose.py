@@ -21,12 +21,12 @@ DOCKERFILE = ROOT / "Dockerfile"
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
+def compose() -> Any:
     return yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def services(compose: dict[str, Any]) -> dict[str, Any]:
+def services(compose: dict[str, Any]) -> Any:
     return compose["services"]
 
 

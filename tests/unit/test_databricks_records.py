@@ -142,7 +142,8 @@ def test_the_asset_is_what_the_parameters_name(
 def test_an_event_without_an_object_stands_on_its_workspace_or_account(
     changes: dict[str, Any], asset: str
 ) -> None:
-    for parameters in ({}, None, ..., "text"):
+    given: tuple[Any, ...] = ({}, None, ..., "text")
+    for parameters in given:
         event = event_of(row(request_params=parameters, **changes), PLACE)
         assert event.asset_ref == asset
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_an_edit_that_took_the_version_of_a_page_in_flight_wins(edited: Checkpoi
     "fields",
     [{"complete_through": AT}, {"seen": None}, {"seen": Seen(3, 8)}, {"cursor": {"a": 1}}],
 )
-def test_whatever_differs_at_one_version_is_published_again(fields: dict[str, object]) -> None:
+def test_whatever_differs_at_one_version_is_published_again(fields: dict[str, Any]) -> None:
     """An edit to the very time that the page in flight had leaves no other trace than these."""
     edited = stored(5, **{"seen": SEEN, **fields})
     assert decide_start(edited, published(5, seen=SEEN)) == Start(edited, publish=True)

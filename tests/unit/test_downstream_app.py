@@ -104,7 +104,9 @@ def test_a_snapshot_arrives_as_start_grants_and_end(
     text: str, at: datetime, payload: dict[str, Any]
 ) -> None:
     def decoded(kind: str, body: dict[str, Any]) -> Any:
-        return decode_permission(records.snapshot_record(ORIGIN, "s1", kind, body).value)
+        value = records.snapshot_record(ORIGIN, "s1", kind, body).value
+        assert value is not None
+        return decode_permission(value)
 
     grant = PermissionSnapshot("acme", text, text, "READ", "direct", None, at, payload)
     assert decoded("grant", records.grant_body(grant, FETCHED_AT)[0]) == Grant("s1", grant)

@@ -358,9 +358,13 @@ def watch_of(*windows: tuple[float, float, float | None]) -> SilenceWatch:
     return watch
 
 
+def is_silent(watch: SilenceWatch) -> bool:
+    return watch.silence is not None
+
+
 def test_a_day_without_an_event_is_a_silence() -> None:
     watch = watch_of(*[(n, n + 1, None) for n in range(23)])
-    assert watch.silence is None
+    assert not is_silent(watch)
     watch.saw(hour(23), hour(24), None)
     assert watch.silence is not None
     assert (watch.silence.from_at, watch.silence.to_at) == (hour(0), hour(24))
@@ -370,7 +374,7 @@ def test_a_day_without_an_event_is_a_silence() -> None:
 def test_an_event_ends_it_and_silence_starts_at_the_event() -> None:
     watch = watch_of(*[(n, n + 1, None) for n in range(30)])
     watch.saw(hour(30), hour(31), hour(30.5))
-    assert watch.silence is None
+    assert not is_silent(watch)
     for n in range(31, 55):
         watch.saw(hour(n), hour(n + 1), None)
     assert watch.silence is not None
@@ -402,7 +406,7 @@ def test_an_event_before_the_silence_does_not() -> None:
 
 def test_after_a_restart_the_look_back_tells_how_long_it_lasts() -> None:
     watch = watch_of((22, 23, None), (23, 24, None))
-    assert watch.silence is None
+    assert not is_silent(watch)
     for n in range(24):
         watch.saw(hour(n), hour(n + 1), None)
     assert watch.silence is not None

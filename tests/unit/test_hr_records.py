@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -184,8 +185,8 @@ def test_any_answer_of_bamboohr_maps_or_is_malformed(body: Any) -> None:
     record = keep(body)
     rows = [keep(one) for one in body] if isinstance(body, list) else [record]
     try:
-        one = bamboohr.observation("5", entry(), record, Tables({"5": rows}, {"5": rows}), CONTEXT)
-        observe(one, Known(), BEGAN)
+        seen = bamboohr.observation("5", entry(), record, Tables({"5": rows}, {"5": rows}), CONTEXT)
+        observe(seen, Known(), BEGAN)
     except Malformed:
         pass
     bamboohr.listed_holders([record])
@@ -409,10 +410,11 @@ def test_any_scim_resource_maps_or_is_malformed(body: Any) -> None:
         observe(scim.observation(record, scim.times_of(record), SCIM_CONTEXT), Known(), BEGAN)
     except Malformed as error:
         orjson.loads(scim.rejected(record, str(error)).data)
-    for read in (
+    reads: tuple[Callable[[], Any], ...] = (
         lambda: list(grants_of(scim.holder(record, SCIM_CONTEXT.shown), READ)),
         lambda: scim.memberships(scim_filter(["displayName", "members"])(body), READ),
-    ):
+    )
+    for read in reads:
         try:
             read()
         except Malformed:

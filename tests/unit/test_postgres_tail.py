@@ -262,8 +262,11 @@ def test_a_gap_is_told_once_and_a_log_without_newer_files_is_waited_for() -> Non
 def test_a_file_that_goes_while_it_is_read_is_a_gap() -> None:
     log = FakeLog(a=b"1\n2\n3\n", b=b"9\n")
 
+    def gone() -> None:
+        log.files.pop("a.json", None)
+
     def remove() -> None:
-        log.before_read = lambda: log.files.pop("a.json", None)
+        log.before_read = gone
 
     log.before_read = remove
     portions = run(log, size=3)

@@ -11,9 +11,10 @@ import pytest
 from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Misconfigured
 from verity_stream.postgres.controls import Control
+from verity_stream.relay.sources import PublishedByTheRelay
 from verity_stream.settings import StreamSettings
 from verity_stream.status import State, Status
-from verity_stream.worker.runner import PublishedByTheRelay, shown_as_backing_off, warning_of
+from verity_stream.worker.runner import shown_as_backing_off, warning_of
 
 SETTINGS = StreamSettings()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,6 +10,7 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +28,10 @@ SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The connector and the server as modules, imported from the example's folder."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    import acme_connector
-    import server
-
-    yield SimpleNamespace(connector=acme_connector, server=server)
-    for name in ("acme_connector", "server"):
+    names = ("acme_connector", "server")
+    connector, server = (import_module(name) for name in names)
+    yield SimpleNamespace(connector=connector, server=server)
+    for name in names:
         sys.modules.pop(name, None)
 
 

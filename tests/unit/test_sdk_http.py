@@ -353,14 +353,18 @@ async def test_an_expected_status_is_an_answer(status: int) -> None:
     assert len(api.requests) == 1
 
 
-TRANSPORT_ERRORS = [
+TRANSPORT_ERRORS: list[Exception] = [
     httpx2.ReadError("x"),
     httpx2.ReadTimeout("x"),
     httpx2.WriteError("x"),
     httpx2.RemoteProtocolError("x"),
     httpx2.DecodingError("x"),
 ]
-NO_CONNECTION = [httpx2.ConnectError("x"), httpx2.ConnectTimeout("x"), httpx2.PoolTimeout("x")]
+NO_CONNECTION: list[Exception] = [
+    httpx2.ConnectError("x"),
+    httpx2.ConnectTimeout("x"),
+    httpx2.PoolTimeout("x"),
+]
 
 
 @pytest.mark.parametrize("error", TRANSPORT_ERRORS + NO_CONNECTION, ids=lambda e: type(e).__name__)

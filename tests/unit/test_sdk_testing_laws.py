@@ -370,7 +370,7 @@ class TinyConnector(PagedConnector):
 class TinyLaws(ConnectorLaws):
     """Small numbers: the source is in memory, and there are many bugs to try."""
 
-    connector_class = TinyConnector
+    connector_class: ClassVar[type[BaseConnector] | None] = TinyConnector
     crashes_max = 8
     memory_events_per_slice = 60
     hanging_seconds_max = 1.5
@@ -549,7 +549,8 @@ class TakesARepeatedTokenForTheEnd(TinyConnector):
     async def all_pages(self, what: str, *arguments: Any) -> list[Any]:
         if what != "log":
             return await super().all_pages(what, *arguments)
-        rows, token = [], None
+        rows: list[Any] = []
+        token = None
         while True:
             answer = await self.ask(what, *arguments, token)
             rows += answer["items"]
@@ -563,7 +564,8 @@ class FollowsARepeatedTokenForEver(TinyConnector):
     async def all_pages(self, what: str, *arguments: Any) -> list[Any]:
         if what != "log":
             return await super().all_pages(what, *arguments)
-        rows, token = [], None
+        rows: list[Any] = []
+        token = None
         while True:
             answer = await self.ask(what, *arguments, token)
             rows = [*rows, *answer["items"]][-100:]
@@ -584,7 +586,8 @@ class TakesAnEmptyPageForTheEnd(TinyConnector):
 @plant("L10")
 class KeepsWhatItHasWhenAPageTokenExpires(TinyConnector):
     async def all_pages(self, what: str, *arguments: Any) -> list[Any]:
-        rows, token, used = [], None, set()
+        rows: list[Any] = []
+        token, used = None, set()
         while True:
             try:
                 answer = await self.ask(what, *arguments, token)
@@ -982,13 +985,14 @@ def test_a_law_that_does_not_apply_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         does_not_apply: ClassVar = {"L5": "it never crashes", Fault.DROPPED: "no wire"}
 
     source = Odd(TinyConnector)
-    monkeypatch.setattr(laws, "OUTCOMES", [])
+    outcomes: list[Outcome] = []
+    monkeypatch.setattr(laws, "OUTCOMES", outcomes)
     with pytest.raises(pytest.skip.Exception, match="L5 does not apply: it never crashes"):
         TinyLaws().test_l5_a_crash_anywhere_loses_nothing(source)
     with pytest.raises(pytest.skip.Exception, match="L11 does not apply: no wire"):
         TinyLaws().test_l11_a_broken_answer_is_no_answer(source=source, fault=Fault.DROPPED)
     TinyLaws().test_l11_a_broken_answer_is_no_answer(source=source, fault=Fault.NOT_JSON)
-    assert [(one.label, one.case, one.verdict) for one in laws.OUTCOMES] == [
+    assert [(one.label, one.case, one.verdict) for one in outcomes] == [
         ("L5", "", Verdict.DOES_NOT_APPLY),
         ("L11", "DROPPED", Verdict.DOES_NOT_APPLY),
         ("L11", "NOT_JSON", Verdict.HOLDS),

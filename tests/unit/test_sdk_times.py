@@ -125,6 +125,12 @@ class NoOffset(tzinfo):
     def utcoffset(self, _: datetime | None) -> None:
         return None
 
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> None:
+        return None
+
 
 class FailingZone(tzinfo):
     """A zone whose code fails, shown or asked."""
@@ -134,6 +140,12 @@ class FailingZone(tzinfo):
 
     def utcoffset(self, at: datetime | None) -> timedelta:
         raise RuntimeError("it has no idea")
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> None:
+        return None
 
 
 @pytest.mark.parametrize("zone", [None, NoOffset()])

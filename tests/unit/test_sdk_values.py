@@ -154,7 +154,7 @@ class Point:
     _hidden: int = 0
 
 
-NATIVE = [
+NATIVE: list[Any] = [
     *(None, True, 1, -(2**63), 2**64 - 1, 1.5, "é", [1], (1, 2), {"a": {}}, Colour.RED),
     *(datetime(2026, 1, 1, tzinfo=UTC), date(2026, 1, 1), time(1, 2), UUID(int=1), Point(1, 2.5)),
 ]

@@ -379,7 +379,9 @@ async def test_complete_leaves_out_what_a_source_shows_as_of_its_second() -> Non
     happened_at = looked_back_at - HOUR + timedelta(seconds=0.6)
     shown_at = happened_at.replace(microsecond=0)
     assert looked_back_at < happened_at + HOUR, "it was not there yet"
-    assert pages[-1].complete_through < shown_at
+    complete_through = pages[-1].complete_through
+    assert complete_through is not None
+    assert complete_through < shown_at
 
 
 async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:

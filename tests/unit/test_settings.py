@@ -28,12 +28,12 @@ class Dictionary(BaseConnector):
     lookback = timedelta(minutes=7)
 
     async def stream_audit_events(self, since: datetime) -> AsyncIterator[RawEvent]:
-        for event in ():
-            yield event
+        return
+        yield
 
     async def snapshot_permissions(self) -> AsyncIterator[Any]:
-        for grant in ():
-            yield grant
+        return
+        yield
 
 
 class Strict(Dictionary):

@@ -14,8 +14,8 @@ from verity_stream.relay.start import decide_start, rewound
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 EARLIER = AT - timedelta(hours=5)
-STORED = Checkpoint("c", 7, 3, AT, {"next": 9}, AT, Seen({}, AT))
-AHEAD = Checkpoint("c", 8, 3, AT + timedelta(hours=1), {"next": 10}, AT, Seen({}, AT))
+STORED = Checkpoint("c", 7, 3, AT, {"next": 9}, AT, Seen(0, 1))
+AHEAD = Checkpoint("c", 8, 3, AT + timedelta(hours=1), {"next": 10}, AT, Seen(0, 1))
 
 
 @pytest.mark.parametrize("published", [STORED, AHEAD, None])

@@ -216,7 +216,7 @@ class TestContentHash:
         ],
     )
     def test_every_column_of_the_content_counts(self, column: str) -> None:
-        assert content_hash(rbac(**{column: "x"})) != content_hash(rbac(**{column: "y"}))
+        assert content_hash(rbac(AT, **{column: "x"})) != content_hash(rbac(AT, **{column: "y"}))
 
     def test_the_table_and_the_time_count(self) -> None:
         row = rbac()
