@@ -23,8 +23,8 @@ from verity_stream.faust_base.fixes import (
     add_timer,
     check_versions,
     contained,
-    note_heartbeats,
 )
+from verity_stream.faust_base.group import note_heartbeats
 from verity_stream.faust_base.options import faust_options
 from verity_stream.settings import StreamSettings
 

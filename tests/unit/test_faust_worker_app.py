@@ -18,6 +18,7 @@ from stub_runner import StubRunner
 
 from verity_sdk.errors import Malformed, Misconfigured
 from verity_stream.faust_base import app as faust_app
+from verity_stream.faust_base import group
 from verity_stream.faust_base.options import broker_credentials
 from verity_stream.kafka.partitions import partition_for
 from verity_stream.kafka.topics import Topics
@@ -29,7 +30,6 @@ from verity_stream.records import (
     checkpoint_record,
 )
 from verity_stream.settings import StreamSettings
-from verity_stream.worker import app as worker_app
 from verity_stream.worker.app import WorkerApp, create_worker_app
 from verity_stream.worker.mirror import mirror_event, should_mirror
 
@@ -297,7 +297,7 @@ async def test_a_worker_that_the_group_has_not_heard_of_starts_nothing(
         _coordination_task=None,
         _cluster=SimpleNamespace(topics=set),
     )
-    monkeypatch.setattr(worker_app, "coordinator_of", lambda app: coordinator)
+    monkeypatch.setattr(group, "coordinator_of", lambda app: coordinator)
     await app._tick()
     assert runner.calls[-2:] == [("hold", True), "reconcile"]
     coordinator.heard_at = time.monotonic()
@@ -315,7 +315,7 @@ async def test_an_assignment_of_a_topic_that_is_gone_is_not_complete(
     coordinator = SimpleNamespace(
         _cluster=SimpleNamespace(topics=lambda: there), _coordination_task=None
     )
-    monkeypatch.setattr(worker_app, "coordinator_of", lambda app: coordinator)
+    monkeypatch.setattr(group, "coordinator_of", lambda app: coordinator)
     monkeypatch.setattr(app.watchdog, "ticked", lambda **facts: said.append(facts["is_settled"]))
     await rebalance(app)
     await app._tick()

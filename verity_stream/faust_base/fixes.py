@@ -12,7 +12,6 @@ import importlib.metadata
 import logging
 import os
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Set
 from typing import Any, NoReturn, cast
@@ -27,6 +26,7 @@ from faust.web.base import BlueprintManager
 
 from verity_sdk.errors import Misconfigured, VerityError
 from verity_stream.faust_base import log_limits
+from verity_stream.faust_base.group import coordinator_of, note_heartbeats
 from verity_stream.waiting import contained
 
 logger = logging.getLogger(__name__)
@@ -373,36 +373,6 @@ class FixedApp(faust.App):
         if self._stop_timer is not None:
             self._stop_timer.cancel()
         await super().on_shutdown()
-
-
-def coordinator_of(app: faust.App) -> Any:
-    """aiokafka's part in the consumer group; None before the consumer has started."""
-    thread = getattr(app.consumer, "_thread", None)
-    return getattr(getattr(thread, "_consumer", None), "_coordinator", None)
-
-
-def note_heartbeats(coordinator: Any) -> None:
-    """Let a coordinator say when the group last heard of it, as `heard_at`, from now on.
-
-    aiokafka knows it in a local variable (consumer/group_coordinator.py, `_heartbeat_routine`).
-    The time is that of the request: the broker's session began no earlier.
-    """
-    if coordinator is None:
-        return
-    is_first = not hasattr(coordinator, "heard_at")
-    coordinator.heard_at = time.monotonic()  # Joining is hearing, too.
-    if not is_first:
-        return
-    heartbeat = coordinator._do_heartbeat
-
-    async def noted_heartbeat() -> Any:
-        at = time.monotonic()
-        is_answered = await heartbeat()
-        if is_answered:
-            coordinator.heard_at = at
-        return is_answered
-
-    coordinator._do_heartbeat = noted_heartbeat
 
 
 def _leave() -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import faust
-import faust.assignor
 from faust.types import TP
 
 from verity_sdk.errors import Malformed
 from verity_stream.faust_base.app import VerityApp
 from verity_stream.faust_base.fixes import (
     add_timer,
-    coordinator_of,
     partitions_of,
 )
+from verity_stream.faust_base.group import has_topic, is_group_member, is_in_group
 from verity_stream.faust_base.options import faust_options, servers
 from verity_stream.kafka.partitions import partition_for
 from verity_stream.kafka.topics import CHECKPOINTS_TABLE, Topics, changelog_topic
@@ -240,34 +237,6 @@ class WorkerApp(VerityApp):
             if partition in owned:
                 result[connector_id] = {"partition": partition, **body}
         return result
-
-
-def is_group_member(app: faust.App) -> bool:
-    """Whether the task that takes part in the consumer group's coordination still runs.
-
-    aiokafka ends it at an error that it does not expect (consumer/group_coordinator.py,
-    `_coordination_routine`): heartbeats stop, others get the partitions, and nothing here changes.
-    """
-    task = getattr(coordinator_of(app), "_coordination_task", None)
-    return task is None or not task.done()
-
-
-def has_topic(app: faust.App, topic: str) -> bool:
-    """Whether the cluster has a topic, as the consumer heard last; True where it heard nothing."""
-    coordinator = coordinator_of(app)
-    topics = set() if coordinator is None else coordinator._cluster.topics()
-    return not topics or topic in topics
-
-
-def is_in_group(app: faust.App) -> bool:
-    """Whether the consumer group has heard of this worker within its session.
-
-    Afterwards the group may have given its partitions to others, which it only hears of when it
-    reaches the group again.
-    """
-    heard_at = getattr(coordinator_of(app), "heard_at", None)
-    is_heard = heard_at is None or time.monotonic() - heard_at < app.conf.broker_session_timeout
-    return is_heard and is_group_member(app)
 
 
 def is_broker_reachable(settings: StreamSettings) -> bool:

@@ -248,7 +248,8 @@ class Watchdog:
 
 def where_main_thread_is() -> str:
     """The innermost calls of the main thread: what blocks the event loop, if anything does."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames = sys._current_frames()
+    frame = frames.get(threading.main_thread().ident or 0)
     if frame is None:
         return "no place that is known"
     calls = traceback.extract_stack(frame)[-FRAMES_SHOWN:]
