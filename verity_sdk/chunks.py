@@ -6,7 +6,24 @@ from typing import TYPE_CHECKING
 
 from verity_sdk.deprecation import moved
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from verity_sdk.batches import ABANDON_SECONDS, Limits, closing
+    from verity_sdk.batches import Batch as Basket
+    from verity_sdk.batches import batched as chunked
+    from verity_sdk.batches import batched_into as filled
+    from verity_sdk.position import Watermark, not_after
+
+    __all__ = [
+        "ABANDON_SECONDS",
+        "Basket",
+        "Limits",
+        "Watermark",
+        "chunked",
+        "closing",
+        "filled",
+        "not_after",
+    ]
+else:
     __getattr__ = moved(
         __name__,
         {

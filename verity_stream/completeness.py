@@ -1,17 +1,23 @@
-"""Moved: `verity_stream.verify.completeness`. This name stays for one release."""
+"""The former name of `verity_stream.verify.completeness`, for one release."""
 
 from __future__ import annotations
 
-import warnings
+from typing import TYPE_CHECKING
 
-from verity_stream.verify.completeness import Completeness, Coverage, is_complete
+from verity_sdk.deprecation import moved
 
-__all__ = ["Answer", "Completeness", "Coverage", "is_complete"]
+if TYPE_CHECKING:
+    from verity_sdk.completeness import Completeness as Completeness
+    from verity_sdk.completeness import Coverage as Answer
+    from verity_stream.verify.completeness import is_complete as is_complete
 
-Answer = Coverage
-
-warnings.warn(
-    "verity_stream.verify.completeness is verity_stream.verify.completeness now",
-    DeprecationWarning,
-    stacklevel=2,
-)
+    __all__ = ["Answer", "Completeness", "is_complete"]
+else:
+    __getattr__ = moved(
+        __name__,
+        {
+            "Answer": "verity_sdk.completeness.Coverage",
+            "Completeness": "verity_sdk.completeness.Completeness",
+            "is_complete": "verity_stream.verify.completeness.is_complete",
+        },
+    )

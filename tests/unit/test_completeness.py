@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -297,10 +295,3 @@ async def test_a_gap_that_cannot_be_read_holds_up_its_connector_and_nobody_else(
         answer = await ask(checkpoints, [record("a", gap("a", 1, 2), "gap/1"), strange])
         assert answer.waiting_for == waiting_for
         assert len(answer.not_understood) == 1
-
-
-def test_the_name_that_programs_knew_goes_on_working_for_a_release() -> None:
-    sys.modules.pop("verity_stream.verify.completeness", None)
-    with pytest.warns(DeprecationWarning, match=r"verity_stream\.verify\.completeness"):
-        module = importlib.import_module("verity_stream.verify.completeness")
-    assert module.is_complete is is_complete
