@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -81,6 +82,19 @@ def test_every_test_that_a_document_names_exists(path: Path) -> None:
         if len(found) != 1 or (function and function not in functions(found[0])):
             wrong.append(f"{file}::{function}" if function else file)
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_and_name_that_a_document_names_exists(path: Path) -> None:
+    text = path.read_text("utf-8")
+    tops = "verity_common|verity_sdk|verity_stream|connectors|tests|docs|examples|ops|benchmarks"
+    for file in re.findall(rf"`((?:{tops})/[\w./-]*)(?:::\w+)?`", text):
+        # `x` stands for any platform.
+        assert (ROOT / file).exists() or "x" in re.split(r"[/.]", file), file
+    if path.name == "CHANGELOG.md":
+        return  # It tells what there was.
+    for name in re.findall(r"`((?:verity_common|verity_sdk|verity_stream)(?:\.\w+)+)", text):
+        assert pkgutil.resolve_name(name) is not None
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
