@@ -25,6 +25,9 @@ class Group:
         partitions: How many there are to share.
         session_seconds: Whoever is silent for longer is out.
         on_shared: Hears who owns each partition in a new generation.
+
+    Attributes:
+        on_assigned: Hears which member has just been told what it owns.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Group:
     ) -> None:
         self.wire = wire
         self._on_shared = on_shared
+        self.on_assigned: Callable[[str], None] = lambda _: None
         self.session_seconds = session_seconds
         self._rng = rng
         self._partitions = partitions
@@ -145,6 +149,7 @@ class Member:
             self._heard_at = wire.loop.time()
             self._sharing_since = None
             self._driver.assigned(partitions)
+            group.on_assigned(name)
             is_standing = True
             while is_standing:
                 await asyncio.sleep(HEARTBEAT_SECONDS)

@@ -133,11 +133,12 @@ class Log:
         producers: What is known of each that wrote here, by its id.
         tried: The lowest sequence number that a transaction tried here before anything was known
             of its producer: with a higher one its first batch would be missing.
+        cleaned: Compaction has seen what comes before; so have all replicas.
     """
 
     def __init__(self, broker: int) -> None:
         self.broker = broker
-        self.start = self.end = 0
+        self.start = self.end = self.cleaned = 0
         self.offsets: list[int] = []
         self.entries: list[tuple[Record | None, Txn | None]] = []
         self.producers: dict[int, _Known] = {}
@@ -170,6 +171,30 @@ class Log:
     def between(self, start: int, end: int) -> range:
         """The indices of the entries with these offsets."""
         return range(bisect_left(self.offsets, start), bisect_left(self.offsets, end))
+
+    def whole_before(self, offset: int) -> int:
+        """The highest offset up to this one that parts no transaction from its marker."""
+        begun: dict[Txn, int] = {}
+        ended: dict[Txn, int] = {}
+        for at, (record, txn) in zip(self.offsets, self.entries, strict=True):
+            if txn is not None:
+                begun.setdefault(txn, at)
+                if record is None:
+                    ended[txn] = at
+        for txn, at in sorted(begun.items(), key=lambda one: -one[1]):
+            if at < offset <= ended.get(txn, -1):
+                offset = at
+        return offset
+
+    def cut_end(self, offset: int) -> list[tuple[Record | None, Txn | None]]:
+        """The newest entries were never there; returns them."""
+        lost = [self.entries[index] for index in self.between(offset, self.end)]
+        self.keep(self.between(0, offset))
+        self.end = offset
+        self._open = {number: at for number, at in self._open.items() if at < offset}
+        self.producers.clear()
+        self.tried.clear()
+        return lost
 
     def keep(self, indices: Iterable[int]) -> None:
         """Drop all other entries; the offsets stay what they are."""
@@ -261,6 +286,7 @@ class Kafka:
         """
         for log in self._topic(name).logs:
             dirty = log.between(log.start, log.last_stable)
+            log.cleaned = log.last_stable
             last: dict[bytes | None, int] = {}
             for index in dirty:
                 record, txn = log.entries[index]
@@ -290,13 +316,31 @@ class Kafka:
                 for number, log in enumerate(topic.logs):
                     self.cut_beginning(name, number, log.end)
 
-    def cut_end(self, name: str, partition: int, offset: int) -> None:
-        """What an unclean election does: the newest records were never there."""
-        log = self.log((name, partition))
-        log.keep(log.between(0, offset))
-        log.end = min(log.end, offset)
-        log.producers.clear()
-        log.tried.clear()
+    def cut_end(self, since_ms: int, places: Iterable[Place]) -> list[tuple[Record, Txn | None]]:
+        """What an unclean election does, or a disk that was not written to in time.
+
+        Whole transactions go: where a marker alone is lost, its transaction is open in that
+        partition until an operator aborts it. And nothing that a replica has compacted already.
+
+        Returns:
+            The committed records that went along.
+        """
+        lost: list[tuple[Record, Txn | None]] = []
+        for place in places:
+            log = self.log(place)
+            newer = (
+                at
+                for at, (record, _) in zip(log.offsets, log.entries, strict=True)
+                if record is not None and record.timestamp >= since_ms
+            )
+            offset = log.whole_before(min(newer, default=log.end))
+            if max(log.start, log.cleaned) <= offset < log.end:
+                lost += [
+                    (record, txn)
+                    for record, txn in log.cut_end(offset)
+                    if record is not None and (txn is None or txn.state == "committed")
+                ]
+        return lost
 
     def _topic(self, name: str) -> Topic:
         try:
@@ -315,6 +359,15 @@ class Kafka:
         if number >= len(logs):
             raise kafka_errors.UnknownTopicOrPartitionError(f"{name}-{number}")
         return logs[number]
+
+    def has(self, record: Record) -> bool:
+        """Whether a record is still where it was appended."""
+        topic = self.topics.get(record.topic)
+        logs = [] if topic is None else topic.logs[record.partition : record.partition + 1]
+        found = [
+            log.entries[i] for log in logs for i in log.between(record.offset, record.offset + 1)
+        ]
+        return any(one is record for one, _ in found)
 
     def is_led(self, log: Log) -> bool:
         """Whether a partition has a leader now."""

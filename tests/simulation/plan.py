@@ -155,6 +155,21 @@ def _add_more(seed: int, plan: Plan, *, is_small: bool) -> None:
         twins = Random(f"{seed}:twins:{number}")
         if twins.random() < 0.1:
             connector["twins"] = twins.randrange(2**32)
+    _add_power_cut(Random(f"{seed}:power"), plan, is_small=is_small)
+    unheard = Random(f"{seed}:unheard")
+    if unheard.random() < 0.1 and plan["workers"] > 1:
+        plan["acts"].append(_act(unheard, {"woken_unheard": 1}))
+
+
+def _add_power_cut(rng: Random, plan: Plan, *, is_small: bool) -> None:
+    act = _act(rng, {"end_lost": 1})
+    if rng.random() > 0.05 or (is_small and plan["acts"]):
+        return
+    plan["acts"].append(act)
+    if rng.random() < 0.7:  # With pages before it and after it.
+        first = plan["connectors"][0]
+        first |= {"page": max(1, first["items"] // 20), "waits": [0.3]}
+        act["at"] = 4 * rng.random()
 
 
 def _add_more_of(rng: Random, connector: Plan) -> None:

@@ -36,7 +36,7 @@ from verity_stream.postgres.reports import Reports
 from verity_stream.records import GAPS_TOPIC, IDS_TOPIC, EventEncoder, SnapshotResult
 from verity_stream.relay import ids, page_builder, relay, seen_window, sources, start
 from verity_stream.status import State
-from verity_stream.worker import runner
+from verity_stream.worker import driver, runner
 
 PACKAGES = ("verity_sdk", "verity_stream")
 
@@ -1258,3 +1258,58 @@ def snapshot_by_own_clock(ground: Ground) -> None:
         return snapshot_taken
 
     ground.put(Reports, "snapshot_taken", make)
+
+
+@plant(84, "two relays fight")
+def assigns_late(ground: Ground) -> None:
+    """An assignment on its way is carried out whatever has come between."""
+
+    async def assign(self: Any, partitions: Any) -> None:
+        if self._runner is not None:
+            await self._runner.assign(partitions)
+
+    ground.put(driver.Driver, "_assign_unless_held", lambda _: assign)
+
+
+@plant(81, "two relays fight")
+def assigns_unsure(ground: Ground) -> None:
+    """An assignment that failed is tried again though the group does not hear of the worker.
+
+    Carried out, it would find that out; this is the code from before both.
+    """
+    assigns_late(ground)
+
+    def make(before: Any) -> Any:
+        async def tick(self: Any, *, is_in_group: bool = True) -> None:
+            is_due = self._partitions is not None and not self._knows_partitions
+            if self._runner is None or is_in_group or not is_due:
+                await before(self, is_in_group=is_in_group)
+                return
+            if self._is_in_group:
+                self._is_in_group = False
+                self._runner.hold()
+            self._assigning = asyncio.create_task(self._assign(self._partitions))
+
+        return tick
+
+    ground.put(driver.Driver, "tick", make)
+
+
+@plant(82, "repeated")
+def left_not_recognised(ground: Ground) -> None:
+    """Where a topic lost its end, the log of ids alone tells what is out, which lost it, too."""
+
+    def make(before: Any) -> Any:
+        async def remember(self: Any, checkpoint: Any, *, is_moved: bool, is_behind: bool) -> bool:
+            recovered: bool = await before(self, checkpoint, is_moved=is_moved, is_behind=False)
+            return recovered or is_behind
+
+        return remember
+
+    ground.put(relay.Relay, "_remember", make)
+
+
+@plant(83, "a loss in silence")
+def loss_unsaid(ground: Ground) -> None:
+    """Nobody is told that the topic lost its end."""
+    ground.put(relay.Relay, "_topic_is_behind", answering(None))

@@ -36,7 +36,10 @@ SMALL_PAGES_IDS = 100
 """Pages of some minutes, and some small ones more, may be remembered together with one page."""
 
 ALONE = frozenset(
-    {"slow", "deleted", "broker_away", "coordinator_moved", "leader_moved", "raw_deleted"}
+    {
+        *("slow", "deleted", "broker_away", "coordinator_moved", "leader_moved", "raw_deleted"),
+        "woken_unheard",
+    }
 )
 """What may keep the broker from being asked."""
 
@@ -52,19 +55,22 @@ COUNTS = ("event_count", "dead_count", "gap_count")
 CAUSES: Mapping[str, frozenset[str]] = {
     "relay.database_behind": frozenset({"restored"}),
     # Of two that find an empty topic of another shape, one may delete what the other made anew.
-    "relay.topic_behind": frozenset({"deleted", "remade"}),
+    "relay.topic_behind": frozenset({"deleted", "remade", "end_lost"}),
     # Restored between a first start's two looks, the database has another key than the log.
     "ids.key_differs": frozenset({"restored"}),
     "relay.dead_letters": frozenset({"odd"}),
     "relay.gap": frozenset({"odd", "windowed"}),
     "snapshot.published": frozenset({"denied", "busy"}),
     # Nothing fences a zombie without transactions: it writes over its successor's slots of ids.
-    "relay.seen_window_lost": frozenset({"zombie", "remade"}),
+    "relay.seen_window_lost": frozenset({"zombie", "remade", "end_lost"}),
     "connector.blocked": frozenset({"forbidden", "size_limited"}),
     "worker.clock_differs": frozenset({"clock_step"}),
     # Its producer can't close while the page in its hands can't be sent or aborted.
     "runner.task_ignores_cancellation": frozenset(
-        {"broker_away", "coordinator_moved", "leader_moved", "database_away", "slow", "raw_deleted"}
+        {
+            *("broker_away", "coordinator_moved", "leader_moved", "database_away", "slow"),
+            *("raw_deleted", "deleted", "woken_unheard"),
+        }
     ),
 }
 """An alarm, and what may be its cause. Any other, or one without its cause, is a violation."""
@@ -91,6 +97,26 @@ class Facts:
     now: Callable[[], float]
 
 
+@dataclass(frozen=True)
+class LostPage:
+    """A page whose records, or some of them, topics have lost with their ends.
+
+    Attributes:
+        gone, left: Its records.
+    """
+
+    gone: Sequence[Any]
+    left: Sequence[Any]
+
+    def has_lost(self, topic: str) -> bool:
+        """Whether what it had said there is gone."""
+        return any(one.topic == topic and one.value is not None for one in self.gone)
+
+    def has_left(self, topic: str) -> bool:
+        """Whether something that it said there is left, or in what came in its place."""
+        return any(one.topic == topic and one.value is not None for one in self.left)
+
+
 @dataclass
 class Known:
     """What was committed of one connector.
@@ -111,6 +137,12 @@ class Known:
             out before.
         newest: Of each thing that is out: the newest time in its page.
         snapshots, snapshots_asked: How many have an end, and how many operators asked for.
+        owed: What topics lost with their ends and must come again: where it was counted, which
+            thing. Empty once its owner has published again.
+        has_lost_end: Topics have lost some of it with their ends, and its owner has published
+            nothing since.
+        gone: The same of what need not come again.
+        due: The alarms that a start has still to raise for that.
     """
 
     truth: Truth
@@ -136,6 +168,10 @@ class Known:
     owner: str = ""
     has_moved: bool = False
     restart_after: int | None = None
+    owed: list[tuple[list[int], int]] = field(default_factory=list)
+    has_lost_end: bool = False
+    gone: set[tuple[str, int]] = field(default_factory=set)
+    due: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         count = len(self.truth.items)
@@ -179,8 +215,11 @@ class Reference:
 
     # What is committed
 
-    def committed(self, records: Iterable[tuple[str, int, Any]]) -> None:
+    def committed(self, records: Iterable[tuple[str, int, Any]], *, is_kept: bool = True) -> None:
         """A transaction is decided, or a batch without one is appended.
+
+        Args:
+            is_kept: Its checkpoint's topic has not been deleted meanwhile.
 
         Raises:
             Violated: A promise is broken.
@@ -213,7 +252,11 @@ class Reference:
         if self._facts.is_exact and (by_topic or seals):
             self._check_whole(seals, taken)
         for seal in seals:
-            self._check_seal(self.known[seal["connector_id"]], seal, numbers)
+            known = self.known[seal["connector_id"]]
+            before = known.last
+            self._check_seal(known, seal, numbers)
+            if not is_kept:
+                known.last = before
 
     def _note_page(self, items: Sequence[tuple[Known, Item]]) -> None:
         """Up to when each thing in a page may have to be recognised, with the others of it."""
@@ -267,6 +310,7 @@ class Reference:
     def _check_seal(self, known: Known, seal: Mapping[str, Any], numbers: list[int]) -> None:
         """What a checkpoint passes is out, with it or before it."""
         truth, before = known.truth, known.last
+        known.owed, known.has_lost_end = [], False
         # Without transactions a zombie's may come last; the newest counts: versions ascend, and of
         # two starts that made the same one, the later start's.
         if before is None or self._facts.is_exact or _age(seal) >= _age(before):
@@ -452,6 +496,7 @@ class Reference:
     def _replays(self, name: str, may: Iterable[int], must: Iterable[int]) -> None:
         known = self.known[name]
         known.was_moved = True
+        self._forgive(known)
         for number in may:
             known.allowed[number] += 1
         if not self._is_free:
@@ -459,8 +504,11 @@ class Reference:
 
     def restored(self) -> None:
         """The database is an older one: it forgot what operators asked for meanwhile."""
-        self._is_free |= self.happened("restored") and "deleted" in self._facts.causes
+        taken_too = {"deleted", "end_lost"} & self._facts.causes
+        self._is_free |= self.happened("restored") and bool(taken_too)
         for known in self.known.values():
+            self._forgive(known)
+            known.due.clear()
             known.wish = None
             known.was_moved = True
             known.paused_at = None
@@ -472,9 +520,107 @@ class Reference:
         """The topic's versions are gone: Postgres' count."""
         self._is_free |= self.happened("deleted") and "restored" in self._facts.causes
         for known in self.known.values():
+            self._forgive(known)
             known.last = None
             known.was_moved = True
         self._free_all()
+
+    def end_lost(
+        self,
+        pages: Iterable[LostPage],
+        kept: Iterable[Any],
+        rows: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Topics have lost their ends while nobody ran.
+
+        Where its checkpoint went along, a page is fetched once more: the position goes back to the
+        last one that is left. What is left of it is recognised, and so is what the log of ids still
+        tells of. Where no checkpoint is left, or an operator has moved the row meanwhile, only
+        the row tells where to go on.
+
+        Args:
+            pages: All that lost something.
+            kept: The checkpoints that are left.
+            rows: Of `connector_checkpoints`.
+        """
+        self._is_free |= "restored" in self._facts.causes
+        self._free_all()
+        seals: dict[str, Any] = {}
+        newest: dict[str, Any] = {}
+        for record in kept:
+            seal = orjson.loads(record.value)
+            before = seals.get(seal["connector_id"])
+            if before is None or self._facts.is_exact or _age(seal) >= _age(before):
+                seals[seal["connector_id"]], newest[seal["connector_id"]] = seal, record
+        goes_back, is_told = set(), set()
+        for name, known in self.known.items():
+            known.was_moved = True
+            if known.last is None:
+                continue
+            last, known.last = known.last, seals.get(name)
+            row = rows.get(name) or {"version": 0, "published_version": 0}
+            if known.version < row["published_version"]:
+                known.due.add("relay.topic_behind")
+                is_told.add(name)
+            if known.last is not None and row["version"] <= row["published_version"]:
+                goes_back.add(name)
+            if known.last is None or _age(known.last) < _age(last):
+                known.passed = known.completed = 0
+                if row["version"] <= row["published_version"]:
+                    known.wish = None
+        for page in pages:
+            is_forgotten = page.has_lost(CHECKPOINTS_TOPIC) and not page.has_left(IDS_TOPIC)
+            for record in page.gone:
+                if (found := self._thing(record)) is None:
+                    continue
+                known, number, counts = found
+                known.has_lost_end = True
+                if is_forgotten and known.truth.name in goes_back and self._facts.is_exact:
+                    counts[number] -= 1
+                    known.owed.append((counts, number))
+                    if not known.count_of(known.truth.items[number]):
+                        known.truth.out.discard(number)
+                else:
+                    known.allowed[number] += 1
+                    known.gone.add((record.topic, number))
+            for record in page.left:
+                if (found := self._thing(record)) is None:
+                    continue
+                known, number, _ = found
+                known.has_lost_end = True
+                # Nobody can tell a page that no row knows from one that never was.
+                is_unknown = is_forgotten and known.truth.name not in is_told
+                # A gap has no id.
+                is_gap = record.topic == GAPS_TOPIC and page.has_lost(CHECKPOINTS_TOPIC)
+                known.allowed[number] += is_unknown or is_gap
+            for record in page.left:
+                if page.has_lost(IDS_TOPIC) and newest.get(_name_of(record)) is record:
+                    known = self.known[_name_of(record)]
+                    if known.truth.name in goes_back and self._facts.is_exact:
+                        known.due.add("relay.seen_window_lost")
+
+    def _thing(self, record: Any) -> tuple[Known, int, list[int]] | None:
+        """What a record is about, where that is a thing that is counted."""
+        if record.topic not in (self._raw, self._dead, GAPS_TOPIC):
+            return None
+        found = self._found(record.topic, record)
+        return None if found[2] == [0] else found
+
+    def _forgive(self, known: Known) -> None:
+        """What topics lost need not come again: the position is another's business now."""
+        for counts, number in known.owed:
+            counts[number] += 1
+            known.allowed[number] += 1
+            if known.count_of(known.truth.items[number]):
+                known.truth.out.add(number)
+            known.gone |= {(topic, number) for topic in (self._dead, GAPS_TOPIC)}
+        known.owed = []
+
+    def cleaned(self) -> None:
+        """Retention took the records by which what is left would have been recognised."""
+        for known in self.known.values():
+            if known.has_lost_end:
+                known.allowed = [count + 1 for count in known.allowed]
 
     def raw_deleted(self) -> None:
         """What was published is gone: it can't be repeated."""
@@ -488,14 +634,19 @@ class Reference:
                 known.allowed = [1_000_000] * len(known.allowed)
                 known.wish = None
 
-    def alarm(self, event: str, error: str = "") -> None:
+    def alarm(self, event: str, error: str = "", whose: str = "") -> None:
         """An operator is woken up.
+
+        Args:
+            whose: The connector that it is about, if any.
 
         Raises:
             Violated: Nothing happened that would be a reason.
         """
         if not CAUSES.get(event, frozenset()) & self._facts.causes:
             raise Violated(f"alarm: {event} without a cause{error and f': {error}'}")
+        if whose in self.known:
+            self.known[whose].due.discard(event)
 
     def left_open(self, producer: str) -> None:
         """A producer has gone by itself, and has left its transaction open.
@@ -542,6 +693,7 @@ class Reference:
                 != (last["version"], last["cursor"], parse_utc(last["last_ts"]))
             ):
                 found.append(f"the row of {name} differs from the topic")
+            found += [f"{event} of {name} was never said" for event in sorted(known.due)]
             if known.is_snapshot_due:
                 found.append(f"no snapshot of {name}")
             if known.restart_after is not None and known.claims <= known.restart_after:
@@ -575,7 +727,8 @@ class Reference:
         for name, known in self.known.items():
             for topic, counts in ((GAPS_TOPIC, known.gaps), (self._dead, known.letters)):
                 for number, count in enumerate(counts):
-                    if count and (topic, name, number) not in held:
+                    is_held = (topic, name, number) in held or (topic, number) in known.gone
+                    if count and not is_held:
                         raise Violated(f"lost: {topic} no longer has {name}:{number}")
             if self._facts.is_exact:
                 self._check_remembered(known)
@@ -599,6 +752,11 @@ class Reference:
 
 def _age(seal: Mapping[str, Any]) -> tuple[int, int]:
     return seal["version"], seal["epoch"]
+
+
+def _name_of(record: Any) -> str:
+    """Whose checkpoint a record is; empty where it is none."""
+    return record.key.decode() if record.topic == CHECKPOINTS_TOPIC else ""
 
 
 def _seconds(item: Item) -> float:

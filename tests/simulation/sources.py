@@ -223,7 +223,7 @@ class Truth:
         if self.asked is not None and not self.asked.done():
             self.asked.set_result(None)
         self.outstanding.clear()
-        if self.outage_seconds:
+        if self.outage_seconds and self.plan["kind"] != "http":  # There its gateway answers.
             raise Unavailable("the source fails")
 
     def is_refused(self) -> bool:

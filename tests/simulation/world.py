@@ -28,7 +28,7 @@ from simulation.kafka import Admin, Consumer, Kafka, Producer, Txn
 from simulation.loop import PROCESS, SimLoop, Stuck
 from simulation.plan import Plan, draw
 from simulation.postgres import Pool, Postgres
-from simulation.reference import Facts, Reference, Violated
+from simulation.reference import Facts, LostPage, Reference, Violated
 from simulation.sources import KINDS, PLATFORM, Truth
 from simulation.wire import BEGIN, SLOW_SECONDS, Wait, Wire
 from verity_sdk.errors import VerityError
@@ -63,7 +63,8 @@ BUSY = frozenset(
         *("broker_away", "coordinator_moved", "leader_moved", "checkpoints_deleted", "raw_deleted"),
         *("clock_step", "starter_frozen", "crossed", "crash_edit", "stopped_in_hand"),
         *("restart_unsure",),
-        *("clock_step", "restored_and_edited", "zombie", "crash_behind_open"),
+        *("clock_step", "restored_and_edited", "zombie", "crash_behind_open", "end_lost"),
+        "woken_unheard",
     }
 )
 """Acts beside which nobody promises how soon a pause takes."""
@@ -75,10 +76,19 @@ ASKED = frozenset(
     }
 )
 """Acts in which an operator asks for a start."""
-FREEZES = frozenset({"freeze", "starter_frozen", "crossed", "restart_unsure", "zombie"})
+FREEZES = frozenset(
+    {"freeze", "starter_frozen", "crossed", "restart_unsure", "zombie", "woken_unheard"}
+)
 """Acts that freeze a worker: thawed it may still believe that it owns what another has."""
 ENDS_NOTHING = frozenset({"kill", "terminate", "stopped_in_hand", "rebalance", "snapshot"})
 """Acts after which what runs on another worker, and stays there, has no reason to start again."""
+
+COUNTED = {
+    "relay.database_behind": "behind_count",
+    "relay.topic_behind": "topic_behind_count",
+    "relay.seen_window_lost": "lost_count",
+}
+"""What is said at ERROR and counted, too, and by what of a connector's status."""
 
 
 class World:
@@ -112,6 +122,7 @@ class World:
             self.settings.session_timeout_seconds,
             self._on_shared,
         )
+        self.group.on_assigned = lambda process: _tell(self._at_assigned, process)
         self.postgres.watch("connector_checkpoints", self._on_checkpoint_row)
         self.postgres.watch("connector_status", self._on_status_row)
         self.kafka.on_left_open = lambda name: self.check(lambda: self.reference.left_open(name))
@@ -151,6 +162,9 @@ class World:
         self._at_commit: list[asyncio.Future[str]] = []
         self._at_events: list[asyncio.Future[str]] = []
         self._at_claim: list[asyncio.Future[tuple[str, str]]] = []
+        self._at_assigned: list[asyncio.Future[str]] = []
+        self._drivers: dict[str, Driver] = {}
+        self._dark_until = 0.0
         self._life = self._snapshot_count = 0
         self._controls: asyncio.Lock | None = None
 
@@ -205,7 +219,9 @@ class World:
             self.fail(f"bug: {context['message']}: {error!r}")
 
     def _on_commit(self, txn: Txn) -> None:
-        self.check(lambda: self.reference.committed(txn.records))
+        seals = [record for topic, _, record in txn.records if topic == CHECKPOINTS_TOPIC]
+        is_kept = all(self.kafka.has(record) for record in seals)
+        self.check(lambda: self.reference.committed(txn.records, is_kept=is_kept))
         for topic, _, record in txn.records:
             if topic == CHECKPOINTS_TOPIC:
                 _tell(self._at_commit, record.key.decode())
@@ -253,12 +269,22 @@ class World:
             if not ("busy" in self._causes() and "fetch_timeout" in error):
                 self.fail(f"bug: {name}: {error}")
         else:
-            self.check(lambda: self.reference.alarm(name, event.get("error", "")))
+            whose, error = event.get("connector_id", ""), event.get("error", "")
+            self.check(lambda: self.reference.alarm(name, error, whose))
+            if name in COUNTED and not self._is_counted(name, whose):
+                self.fail(f"alarm: {name} of {whose} is not counted")
+
+    def _is_counted(self, alarm: str, whose: str) -> bool:
+        status = self._drivers[PROCESS.get()].statuses.get(whose)
+        return status is None or bool(getattr(status, COUNTED[alarm]))
 
     # Workers
 
     def start(self, index: int) -> None:
         """A new process of a worker."""
+        if self.loop.time() < self._dark_until:
+            self.loop.call_at(self._dark_until, self.start, index)
+            return
         self._life += 1
         self.lives[index] = process = f"w{index}.{self._life}"
         self.loop.note("start", process)
@@ -287,6 +313,7 @@ class World:
 
     async def _worker(self, index: int, process: str) -> None:
         driver = Driver(partial(self._runner, index, process), is_fenced=self.is_exact)
+        self._drivers[process] = driver
         member = self._members[process] = Member(self.group, process, driver)
         joining: asyncio.Task[Any] | None = None
         try:
@@ -352,10 +379,7 @@ class World:
         await getattr(self, f"_{act['kind']}")(act, index, names[act["who"] % len(names)])
 
     async def _kill(self, act: Plan, index: int, _: str) -> None:
-        step = self.loop.steps + act["steps"]
-        while step in self.loop.at_step:
-            step += 1
-        self.loop.at_step[step] = lambda: self.kill(index, act["seconds"] / 10)
+        self._after(act["steps"], lambda: self.kill(index, act["seconds"] / 10))
 
     async def _terminate(self, act: Plan, index: int, _: str) -> None:
         task = self._tasks.get(self.lives[index])
@@ -451,6 +475,61 @@ class World:
             self.reference.raw_deleted()
             self.kafka.delete(raw_topic(PLATFORM))
 
+    async def _end_lost(self, act: Plan, _: int, name: str) -> None:
+        """Power fails everywhere, and what was not yet on some disks is gone.
+
+        With the workers running nobody could tell: the next page would stand where one was lost.
+        """
+        async with self._one_operator():
+            until = self.loop.time() + act["seconds"]
+            for _ in range(1 + act["steps"] % 20):
+                await self._next(self._at_commit, until - self.loop.time())
+            arrived = 3 * SLOW_SECONDS  # All that was sent, and the markers of what it decided.
+            self._dark_until = self.loop.time() + arrived + act["seconds"] / 10
+            for index in range(len(self.lives)):
+                self.kill(index, 0.0)
+            await asyncio.sleep(arrived)
+            seals = [
+                (seal, txn)
+                for seal, txn in self._committed(CHECKPOINTS_TOPIC)
+                if seal.key == name.encode()
+            ]
+            if not seals:
+                return
+            later = seals[1:] or seals  # Mostly one is left, to go back to.
+            oldest, txn = later[-1 - int(len(later) * act["share"] ** 2)]
+            since_ms = oldest.timestamp
+            if txn is not None and act["steps"] % 4:  # The events of its page went before it.
+                since_ms = min(record.timestamp for *_, record in txn.records)
+            topics = (CHECKPOINTS_TOPIC, IDS_TOPIC, raw_topic(PLATFORM))
+            only = act["who"] % 10  # One topic, one broker, or in most cases all there is.
+            places = [
+                (topic, number)
+                for topic, found in sorted(self.kafka.topics.items())
+                for number, log in enumerate(found.logs)
+                if (topic == topics[only] if only < 3 else only > 4 or log.broker == only % 3)
+            ]
+            self.reference.end_lost(
+                self._lost_pages(self.kafka.cut_end(since_ms, places)),
+                self._kept(CHECKPOINTS_TOPIC),
+                self.postgres.checkpoints,
+            )
+
+    def _lost_pages(self, lost: list[tuple[Any, Txn | None]]) -> list[LostPage]:
+        """What went along, page by page; where pages are no transactions, record by record."""
+        gone = {id(record) for record, _ in lost}
+        pages: dict[int, list[Any]] = {}
+        for record, txn in lost:
+            key = id(record) if txn is None else txn.number
+            pages[key] = [record] if txn is None else [record for *_, record in txn.records]
+        return [
+            LostPage(
+                [one for one in records if id(one) in gone],
+                [one for one in records if id(one) not in gone],
+            )
+            for records in pages.values()
+        ]
+
     async def _clock_step(self, act: Plan, index: int, _: str) -> None:
         self.skews[index] += timedelta(seconds=3600 * (2 * act["share"] - 1))
 
@@ -492,6 +571,7 @@ class World:
         await restoring
 
     async def _cleaned(self, *_: Any) -> None:
+        self.reference.cleaned()
         self.kafka.clean()
 
     async def _size_limited(self, act: Plan, index: int, name: str) -> None:
@@ -580,10 +660,7 @@ class World:
         self.group.disturb()
         _, process = await self._next(self._at_claim, act["seconds"]) or ("", "")
         if process:
-            step = self.loop.steps + act["steps"]
-            while step in self.loop.at_step:
-                step += 1
-            self.loop.at_step[step] = lambda: self.loop.freeze(process)
+            self._freeze_after(act["steps"], process)
             await asyncio.sleep(act["seconds"])
             self._thaw(process)
 
@@ -603,6 +680,20 @@ class World:
         self._thaw(older)
         await asyncio.sleep(act["seconds"] / 8)
         self._thaw(newer)
+
+    async def _woken_unheard(self, act: Plan, *_: Any) -> None:
+        """A worker is frozen amid an assignment, and wakes up where the group can't hear of it."""
+        self.group.disturb()
+        process = ""
+        for _ in range(1 + act["who"] % len(self.lives)):
+            process = await self._next(self._at_assigned, 10.0) or process
+        if process in self.lives and process:
+            self._freeze_after(act["steps"] % 6, process)
+            await asyncio.sleep(self.settings.session_timeout_seconds + 2)
+            away = asyncio.ensure_future(self._away(self.kafka.wire, 45 + act["seconds"] / 2))
+            await asyncio.sleep(1)
+            self._thaw(process)
+            await away
 
     async def _restart_unsure(self, act: Plan, index: int, _: str) -> None:
         """Restarts are asked for while the group waits for a member that is frozen."""
@@ -633,6 +724,15 @@ class World:
         if process in self.lives and process:
             self.kill(self.lives.index(process), act["seconds"] / 10)
             await self._edited(act, name)
+
+    def _after(self, steps: int, what: Callable[[], None]) -> None:
+        step = self.loop.steps + steps
+        while step in self.loop.at_step:
+            step += 1
+        self.loop.at_step[step] = what
+
+    def _freeze_after(self, steps: int, process: str) -> None:
+        self._after(steps, lambda: self.loop.freeze(process))
 
     def _thaw(self, process: str) -> None:
         self._thawed_at[process] = self.loop.time()
@@ -791,10 +891,14 @@ class World:
 
     def _kept(self, name: str) -> list[Any]:
         """The committed records that a topic still has."""
+        return [record for record, _ in self._committed(name)]
+
+    def _committed(self, name: str) -> list[tuple[Any, Txn | None]]:
+        """The same, with their transactions."""
         topic = self.kafka.topics.get(name)
         entries = [] if topic is None else [entry for log in topic.logs for entry in log.entries]
         return [
-            record
+            (record, txn)
             for record, txn in entries
             if record is not None and (txn is None or txn.state == "committed")
         ]

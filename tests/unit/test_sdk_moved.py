@@ -23,9 +23,9 @@ MOVED = {
     "verity_sdk.references.databricks.Place": "verity_sdk.references.databricks.Workspace",
     "verity_sdk.testing.Grant": "verity_sdk.testing.source.GrantTuple",
     "verity_sdk.testing.source.Grant": "verity_sdk.testing.source.GrantTuple",
-    "verity_stream.verify.completeness.Answer": "verity_sdk.completeness.Coverage",
-    "verity_stream.verify.completeness.Completeness": "verity_sdk.completeness.Completeness",
-    "verity_stream.verify.completeness.is_complete": "verity_stream.verify.completeness.is_complete",
+    "verity_stream.completeness.Answer": "verity_sdk.completeness.Coverage",
+    "verity_stream.completeness.Completeness": "verity_sdk.completeness.Completeness",
+    "verity_stream.completeness.is_complete": "verity_stream.verify.completeness.is_complete",
 }
 
 
