@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import click
 from rich.text import Text
 
-from verity_stream.cli.output import ago, new_console, new_table, plain
+from verity_sdk.errors import Misconfigured
+from verity_stream.cli.context import (
+    checkpoint_body,
+    connector_argument,
+    echo_json,
+    json_option,
+    read_settings,
+    read_specs,
+    run,
+)
+from verity_stream.cli.gaps import read_gaps
+from verity_stream.cli.output import (
+    ago,
+    hidden,
+    new_console,
+    new_table,
+    plain,
+    print_table,
+    say_not_understood,
+    shown,
+)
+from verity_stream.postgres.checkpoints import PostgresCheckpoints
+from verity_stream.postgres.pool import database_errors
+from verity_stream.postgres.reports import Reports
 from verity_stream.redaction import SECRETS
-from verity_stream.settings import ConnectorSpec
+from verity_stream.settings import (
+    ConnectorSpec,
+)
 from verity_stream.status import METRICS, Kind, Status, columns_of, utc_now
 
 SHOWN = {name: metric for name, metric in METRICS.items() if metric.title is not None}
@@ -143,3 +170,119 @@ def metric_lines(row: Mapping[str, Any]) -> dict[str, object]:
                     f"{value:g} s or more" if is_last else f"at most {value:g} s"
                 )
     return lines
+
+
+@click.command()
+@json_option
+def connectors(as_json: bool) -> None:
+    """Show what every connector is doing.
+
+    Its state, its worker, how far its source is complete, how late its events come (half of them,
+    and 99 of 100, at most; backfills do not count), its counts and permission snapshots, and its
+    last error.
+
+    Counts are those since the worker took the connector over.
+    """
+    settings = read_settings()
+    specs = read_specs(settings)
+    known = run(settings, lambda pool: Reports(pool).overview())
+    rows = [connector_row(connector_id, specs, known) for connector_id in sorted({*specs, *known})]
+    if as_json:
+        echo_json(rows)
+    elif rows:
+        show_connectors(rows)
+    else:
+        click.echo(f"{settings.config} lists no connectors.")
+
+
+RECENT = 10
+
+
+@click.command()
+@connector_argument
+@json_option
+def connector(connector_id: str, as_json: bool) -> None:
+    """Show CONNECTOR in detail.
+
+    Its state and position, its last errors, its recent gaps, and its audit trail: who paused,
+    rewound or edited it, when and why.
+    """
+    settings = read_settings()
+    specs = read_specs(settings)
+
+    async def work(pool: Any) -> dict[str, Any]:
+        known = await Reports(pool).overview()
+        stored = await PostgresCheckpoints(pool).load(connector_id)
+        if connector_id not in specs and connector_id not in known and stored is None:
+            names = ", ".join(sorted({*specs, *known})) or "none"
+            raise Misconfigured(f"no connector {connector_id!r} is known; known: {names}")
+        recorded, strange = await read_gaps(settings.kafka)
+        say_not_understood(strange)
+        return {
+            **connector_row(connector_id, specs, known),
+            "checkpoint": checkpoint_body(stored),
+            "errors": await _errors(pool, connector_id),
+            "gaps": [gap for gap in recorded if gap["connector_id"] == connector_id][-RECENT:],
+            "audit": await _audit(pool, connector_id),
+        }
+
+    body = hidden(run(settings, work))
+    if as_json:
+        echo_json([body])
+    else:
+        _show_connector(body)
+
+
+async def _errors(pool: Any, connector_id: str) -> list[dict[str, Any]]:
+    async with database_errors("reading the errors"):
+        rows = await pool.fetch(
+            """
+            SELECT first_at, last_at, worker, state, error FROM connector_errors
+            WHERE connector_id = $1 ORDER BY id DESC LIMIT $2
+            """,
+            connector_id,
+            RECENT,
+        )
+    return [dict(row) for row in reversed(rows)]
+
+
+async def _audit(pool: Any, connector_id: str) -> list[dict[str, Any]]:
+    async with database_errors("reading the audit trail"):
+        rows = await pool.fetch(
+            """
+            SELECT at, who, action, reason, before, after FROM connector_audit
+            WHERE connector_id = $1 ORDER BY id DESC LIMIT $2
+            """,
+            connector_id,
+            RECENT,
+        )
+    return [dict(row) for row in reversed(rows)]
+
+
+# Showing.
+
+
+def _show_connector(body: dict[str, Any]) -> None:
+    console = new_console()
+    checkpoint = body["checkpoint"] or {}
+    lines = {
+        "connector": body["connector_id"],
+        "type": body["type"] or body["platform"],
+        "state": shown_state(body),
+        "since": body["state_since"],
+        "worker": body["worker"],
+        "next try": body["next_try_at"],
+        "version": checkpoint.get("version"),
+        "watermark": checkpoint.get("last_ts"),
+        "cursor": checkpoint.get("cursor") and json.dumps(checkpoint["cursor"]),
+        **metric_lines(body),
+        "error": body["last_error"],
+    }
+    for name, value in lines.items():
+        if value is not None:
+            console.print(Text.assemble(plain(f"{name:<17}", "bold"), plain(shown(value))))
+    print_table(console, "Last errors", body["errors"], ("first_at", "last_at", "state", "error"))
+    of_gaps = ("recorded_at", "from_at", "to_at", "scope", "reason")
+    print_table(console, "Recent gaps", body["gaps"], of_gaps)
+    of_audit = ("at", "who", "action", "reason", "before", "after")
+    print_table(console, "Audit trail", body["audit"], of_audit)

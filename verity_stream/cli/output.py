@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import click
 import structlog
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verity_sdk.times import format_utc
 from verity_stream.redaction import SECRETS
 
 WIDTH_WITHOUT_TERMINAL = 1000
@@ -84,3 +87,36 @@ def _rough(duration: timedelta) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
+
+
+def print_table(
+    console: Any, title: str, rows: Sequence[dict[str, Any]], names: Sequence[str]
+) -> None:
+    """Rows as a table with a title; nothing where there are none."""
+    if not rows:
+        return
+    table = new_table(*(name.removesuffix("_at").replace("_", " ") for name in names))
+    table.title = title
+    for row in rows:
+        table.add_row(*(plain(shown(row[name])) for name in names))
+    console.print(table)
+
+
+def shown(value: Any) -> str:
+    """A value in a cell."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return format_utc(value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def hidden(value: Any) -> Any:
+    """The same without secrets: sources and operators may have written one somewhere."""
+    if isinstance(value, str):
+        return SECRETS.hide(value)
+    if isinstance(value, dict):
+        return {key: hidden(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hidden(item) for item in value]
+    return value

@@ -12,13 +12,7 @@ from rich.text import Text
 
 from verity_sdk.errors import Malformed
 from verity_sdk.times import format_utc
-from verity_stream.cli.operate import (
-    _checkpoint_body,
-    _echo_json,
-    _run,
-    _settings,
-    json_option,
-)
+from verity_stream.cli.context import checkpoint_body, echo_json, json_option, read_settings, run
 from verity_stream.cli.output import new_console, new_table, plain
 from verity_stream.records import Checkpoint
 from verity_stream.redaction import SECRETS
@@ -52,11 +46,11 @@ def checkpoints(context: click.Context, is_verified: bool, is_deep: bool, as_jso
             verify, connector_ids=(), is_deep=is_deep, settle_seconds=2.0, as_json=as_json
         )
         return
-    settings = _settings()
-    reports = _run(settings, lambda pool: verify_views(settings, pool, settle_seconds=None))
+    settings = read_settings()
+    reports = run(settings, lambda pool: verify_views(settings, pool, settle_seconds=None))
     if as_json:
         # `relation` is what it was called before `verify` said it.
-        _echo_json([{**report_row(one), "relation": str(one.verdict)} for one in reports])
+        echo_json([{**report_row(one), "relation": str(one.verdict)} for one in reports])
     elif reports:
         _show_positions(reports)
     else:
@@ -96,15 +90,15 @@ def verify(
 
     Exit codes: 0 fine, 1 something diverged, or a server can't be reached.
     """
-    settings = _settings()
-    reports = _run(
+    settings = read_settings()
+    reports = run(
         settings,
         lambda pool: verify_views(
             settings, pool, connector_ids, is_deep=is_deep, settle_seconds=settle_seconds
         ),
     )
     if as_json:
-        _echo_json([report_row(report) for report in reports])
+        echo_json([report_row(report) for report in reports])
     elif reports:
         _show(reports)
     else:
@@ -120,7 +114,7 @@ def report_row(report: Report) -> dict[str, Any]:
         "connector_id": views.connector_id,
         "verdict": str(report.verdict),
         "reasons": [SECRETS.hide(reason) for reason in report.reasons],
-        "postgres": _checkpoint_body(views.after),
+        "postgres": checkpoint_body(views.after),
         "kafka": _view_body(views.topic),
         "table": _view_body(views.table),
         "deep": None
@@ -137,7 +131,7 @@ def report_row(report: Report) -> dict[str, Any]:
 
 
 def _view_body(view: Checkpoint | Malformed | None) -> dict[str, Any] | None:
-    return {"error": str(view)} if isinstance(view, Malformed) else _checkpoint_body(view)
+    return {"error": str(view)} if isinstance(view, Malformed) else checkpoint_body(view)
 
 
 def _show_positions(reports: Sequence[Report]) -> None:
@@ -199,7 +193,7 @@ def _show(reports: Sequence[Report]) -> None:
         lines = [(style, reason) for reason in report.reasons]
         if report.verdict is Verdict.DIVERGED:
             for place, view in (
-                ("Postgres", _checkpoint_body(report.views.after)),
+                ("Postgres", checkpoint_body(report.views.after)),
                 ("topic", _view_body(report.views.topic)),
                 ("table", _view_body(report.views.table)),
             ):

@@ -1,4 +1,4 @@
-"""`verity rewind` and `verity restart`."""
+"""`verity pause`, `resume`, `restart`, `rewind`, `snapshot`: what is asked of a connector."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
-from verity_sdk.errors import Malformed, Misconfigured
-from verity_sdk.times import parse_utc
-from verity_stream.cli.operate import (
-    _echo_json,
-    _require_known,
-    _run,
-    _settings,
-    _specs,
-    _who,
+from verity_sdk.errors import Misconfigured
+from verity_stream.cli.context import (
+    JsonObject,
+    Time,
     connector_argument,
+    echo_json,
     json_option,
+    read_settings,
+    read_specs,
+    require_known,
+    run,
+    who,
 )
 from verity_stream.kafka.committed import CommittedReader
 from verity_stream.postgres.controls import Controls, position_body
@@ -25,37 +26,56 @@ from verity_stream.records import Checkpoint
 from verity_stream.relay.start import rewound
 
 
-class Time(click.ParamType):
-    """A time as RFC 3339 has it, UTC where no offset is said."""
+@click.command()
+@connector_argument
+@click.option("--reason", required=True, help="Why; kept in connector_audit.")
+def pause(connector_id: str, reason: str) -> None:
+    """Stop CONNECTOR until it is resumed.
 
-    name = "time"
-
-    def convert(self, value: Any, parameter: Any, context: Any) -> Any:
-        """Aware UTC."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return parse_utc(value)
-        except Malformed as error:
-            self.fail(str(error), parameter, context)
+    Its worker sees it within 2 seconds and finishes the page in hand.
+    """
+    _set_paused(connector_id, is_paused=True, reason=reason)
 
 
-class JsonObject(click.ParamType):
-    """A JSON object."""
+@click.command()
+@connector_argument
+@click.option("--reason", help="Why; kept in connector_audit.")
+def resume(connector_id: str, reason: str | None) -> None:
+    """Let a paused CONNECTOR go on where it stopped."""
+    _set_paused(connector_id, is_paused=False, reason=reason)
 
-    name = "json"
 
-    def convert(self, value: Any, parameter: Any, context: Any) -> Any:
-        """A dict."""
-        if not isinstance(value, str):
-            return value
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            self.fail(f"not JSON: {error}", parameter, context)
-        if not isinstance(found, dict):
-            self.fail("not a JSON object", parameter, context)
-        return found
+@click.command()
+@connector_argument
+@click.option("--reason", help="Why; kept in connector_audit.")
+def snapshot(connector_id: str, reason: str | None) -> None:
+    """Ask for a permission snapshot of CONNECTOR.
+
+    It comes beside the regular ones: the worker takes it as soon as the connector runs.
+    `verity connectors` shows when it is done.
+    """
+    settings = read_settings()
+    require_known(connector_id, read_specs(settings))
+    run(
+        settings,
+        lambda pool: Controls(pool).request_snapshot(connector_id, who=who(), reason=reason),
+    )
+    click.echo(f"{connector_id}: a snapshot is asked for.")
+
+
+def _set_paused(connector_id: str, *, is_paused: bool, reason: str | None) -> None:
+    settings = read_settings()
+    require_known(connector_id, read_specs(settings))
+    has_changed = run(
+        settings,
+        lambda pool: Controls(pool).set_paused(
+            connector_id, is_paused=is_paused, who=who(), reason=reason
+        ),
+    )
+    state = "paused" if is_paused else "resumed"
+    click.echo(
+        f"{connector_id}: {state}." if has_changed else f"{connector_id}: was {state} already."
+    )
 
 
 @click.command()
@@ -67,11 +87,11 @@ def restart(connector_id: str, reason: str | None) -> None:
     Its worker sees it within 2 seconds and finishes the page in hand. The connector is
     constructed again; settings and secrets stay those that the worker was started with.
     """
-    settings = _settings()
-    _require_known(connector_id, _specs(settings))
-    _run(
+    settings = read_settings()
+    require_known(connector_id, read_specs(settings))
+    run(
         settings,
-        lambda pool: Controls(pool).request_restart(connector_id, who=_who(), reason=reason),
+        lambda pool: Controls(pool).request_restart(connector_id, who=who(), reason=reason),
     )
     click.echo(f"{connector_id}: a restart is asked for.")
 
@@ -96,8 +116,8 @@ def rewind(
     its position was last edited, as far as the checkpoints topic still knows; then the watermark
     goes back along with it.
     """
-    settings = _settings()
-    _require_known(connector_id, _specs(settings))
+    settings = read_settings()
+    require_known(connector_id, read_specs(settings))
     if to is None and cursor is None:
         raise Misconfigured("a rewind needs --to, --cursor, or both")
 
@@ -111,7 +131,7 @@ def rewind(
         edited_version = await store.edited_version(connector_id)
         return stored, rewound(stored, history, to=to, cursor=cursor, edited_version=edited_version)
 
-    stored, after = _run(settings, plan)
+    stored, after = run(settings, plan)
     bodies = {"before": position_body(stored), "after": position_body(after)}
     if not is_agreed:
         for name, body in bodies.items():
@@ -119,11 +139,11 @@ def rewind(
         click.confirm(
             f"Publish again what {connector_id} published in between?", abort=True, err=True
         )
-    _run(
+    run(
         settings,
-        lambda pool: Controls(pool).rewind(stored, after, who=_who(), reason=reason),
+        lambda pool: Controls(pool).rewind(stored, after, who=who(), reason=reason),
     )
     if as_json:
-        _echo_json([{"connector_id": connector_id, **bodies}])
+        echo_json([{"connector_id": connector_id, **bodies}])
     else:
         click.echo(f"{connector_id}: rewound; verity resume {connector_id} lets it go on.")
