@@ -56,6 +56,7 @@ check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that ever
 	$(BIN)/ruff format --check .
 	@echo "== mypy"
 	$(BIN)/mypy
+	$(BIN)/mypy tests/unit
 	@echo "== import-linter"
 	$(BIN)/lint-imports
 	@echo "== tests are found, all in one run"

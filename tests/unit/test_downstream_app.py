@@ -422,7 +422,8 @@ TOPIC = TP("verity.events.raw.p", 0)
 @pytest.fixture
 async def consumer() -> _DrainedConsumer:
     app = make_app()
-    app.topics._acking_topics.add(TOPIC.topic)
+    conductor: Any = app.topics
+    conductor._acking_topics.add(TOPIC.topic)
     consumer = app.consumer
     assert isinstance(consumer, _DrainedConsumer)
     return consumer
@@ -463,7 +464,8 @@ async def test_markers_alone_are_committed_past(consumer: _DrainedConsumer) -> N
     consumer._positions.read[TOPIC] = (None, 31)
     assert list(consumer._filter_tps_with_pending_acks()) == [TOPIC]
     assert consumer._new_offset(TOPIC) == 31
-    consumer.app.topics._acking_topics.clear()
+    conductor: Any = consumer.app.topics
+    conductor._acking_topics.clear()
     assert consumer._new_offset(TOPIC) is None, "a changelog is not committed"
 
 

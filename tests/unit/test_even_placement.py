@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
@@ -94,7 +95,8 @@ def test_the_assignor_evens_the_topic_and_its_changelog_alike() -> None:
         )
         for name, one in before.items()
     }
-    found = app.assignor._global_table_standby_assignments(given_assignments, {})
+    assignor: Any = app.assignor
+    found = assignor._global_table_standby_assignments(given_assignments, {})
     expected = balanced(before, app.partition_weights)
     assert expected != before
     for name, one in found.items():
@@ -136,7 +138,8 @@ def rebalanced(
         for name, one in before.items()
     }  # fmt: skip
     cluster = SimpleNamespace(partitions_for_topic=lambda topic: set(range(PARTITIONS)))
-    found = app.assignor._perform_assignment(cluster, members)
+    assignor: Any = app.assignor
+    found = assignor._perform_assignment(cluster, members)
     after = {
         name: {p for topic, ps in one.assignment if topic == CHECKPOINTS_TOPIC for p in ps}
         for name, one in found.items()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from verity_sdk.errors import Misconfigured
@@ -22,11 +24,11 @@ from verity_stream.faust_base.fixes import (
     SeekFirstRecovery,
     add_timer,
     check_versions,
-    contained,
 )
 from verity_stream.faust_base.group import note_heartbeats
 from verity_stream.faust_base.options import faust_options
 from verity_stream.settings import StreamSettings
+from verity_stream.waiting import contained
 
 TOPIC = "verity.events.raw.test"
 
@@ -70,7 +72,8 @@ def test_an_app_is_not_made_with_another_version(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 async def consumer() -> DeliveredOffsetsConsumer:
     app = make_app()
-    app.topics._acking_topics.add(TOPIC)
+    conductor: Any = app.topics
+    conductor._acking_topics.add(TOPIC)
     consumer = app.consumer
     assert isinstance(consumer, DeliveredOffsetsConsumer)
 
@@ -171,7 +174,8 @@ async def test_a_delivery_cancelled_before_its_first_step_is_not_committed_past(
 
 async def test_changelogs_are_not_tracked(consumer: DeliveredOffsetsConsumer) -> None:
     """Their records are never acknowledged: tracking them would only fill the memory."""
-    consumer.app.topics._acking_topics.clear()
+    conductor: Any = consumer.app.topics
+    conductor._acking_topics.clear()
     await deliver(consumer, 1, 2)
     assert not consumer._delivered
 
@@ -204,7 +208,7 @@ async def test_a_waiting_fetch_takes_nothing_from_paused_partitions(
     async def call_thread(method: Any, client: Any, partitions: Any, **kwargs: Any) -> None:
         handed_over.append(partitions)
 
-    thread = consumer._thread
+    thread: Any = consumer._thread
     thread._consumer = SimpleNamespace(_max_poll_records=None)
     thread.call_thread = call_thread
     await thread.getmany(active, timeout=1.0)
@@ -222,7 +226,8 @@ async def test_an_assignment_is_paused_from_the_start(consumer: DeliveredOffsets
     async def app_assigns(assigned: set[TP], generation_id: int) -> None:
         seen.append(set(consumer._get_active_partitions()))
 
-    consumer._on_partitions_assigned = app_assigns
+    # With the generation, as the consumer of this version calls it; its type says less.
+    consumer._on_partitions_assigned = cast("Any", app_assigns)
     consumer.app.on_rebalance_start()
     await consumer.on_partitions_assigned({TP(TOPIC, 0), TP(TOPIC, 1)}, 3)
     assert seen == [set()]
@@ -238,7 +243,7 @@ class FakeConsumer:
 
     def __init__(self) -> None:
         self.did: list[str] = []
-        self.while_seeking = lambda: None
+        self.while_seeking: Callable[[], object] = lambda: None
         self.seek_seconds = 0.0
 
     def assignment(self) -> set[TP]:
@@ -258,7 +263,7 @@ class FakeConsumer:
 
 @pytest.fixture
 async def recovery() -> SeekFirstRecovery:
-    app = make_app()
+    app: Any = make_app()
     app._consumer = FakeConsumer()
     app.__dict__["_fetcher"] = SimpleNamespace(maybe_start=_nothing)
     app.consumer_generation_id = 7
@@ -373,7 +378,8 @@ async def test_only_our_pages_are_served() -> None:
     """Faust's /, /table/ and /router/ give data to whoever asks."""
     app = make_app()
     app.web.init_server()
-    routes = {route.resource.canonical for route in app.web.web_app.router.routes()}
+    web: Any = app.web
+    routes = {route.resource.canonical for route in web.web_app.router.routes()}
     assert routes == {"/healthz", "/readyz"}
 
 
@@ -381,9 +387,7 @@ async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPa
     """1,500 ms in Faust, and what a rebalance asks for waits behind it on the same connection."""
     consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")
     assert isinstance(consumer._fetch_max_wait_ms, int), "aiokafka reads it when it starts"
-    monkeypatch.setattr(
-        fixes.AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: consumer
-    )
+    monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: consumer)
     thread = object.__new__(fixes.CommittedReaderThread)
     assert thread._create_worker_consumer(None)._fetch_max_wait_ms == fixes.FETCH_WAIT_MS
     assert fixes.FETCH_WAIT_MS <= 250

@@ -65,7 +65,7 @@ def test_the_settings_that_fit() -> None:
     assert conf.table_standby_replicas == 0
     assert conf.stream_wait_empty
     assert not conf.worker_redirect_stdouts
-    assert conf.processing_guarantee.value == "at_least_once"
+    assert str(conf.processing_guarantee.value) == "at_least_once"
     assert (conf.web_bind, conf.web_port) == ("127.0.0.1", 6066)
 
 
@@ -218,15 +218,15 @@ async def test_the_mirror_runs_alone_on_raw_bytes() -> None:
     """#606; and with a serializer the key would land in another partition."""
     app, _ = make_worker()
     assert app.mirror.concurrency == 1
-    topic = app.mirror.channel
-    changelog = app.checkpoints.changelog_topic
-    for one in (topic, changelog):
+    table: Any = app.checkpoints
+    topics: tuple[Any, ...] = (app.mirror.channel, table.changelog_topic)
+    for one in topics:
         assert (one.key_type, one.value_type) == (bytes, bytes)
         assert one.partitions == 24
         assert one.internal
         assert one.compacting
-    assert (app.checkpoints.key_serializer, app.checkpoints.value_serializer) == ("raw", "raw")
-    assert not app.checkpoints.use_partitioner
+    assert (table.key_serializer, table.value_serializer) == ("raw", "raw")
+    assert not table.use_partitioner
 
 
 # The lifecycle.

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
 
     state: list[bytes] = []
 
-    class Resolver(jgo.maven.Resolver):  # type: ignore[misc]  # jgo ships no types
+    class Resolver(jgo.maven.Resolver):
         def download(self, artifact):  # type: ignore[no-untyped-def]
             if not state:
                 raise RuntimeError("no network")
@@ -32,7 +33,11 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
             artifact.cached_path.write_bytes(state[-1])
             return artifact.cached_path
 
-        resolve = get_dependency_list = get_dependency_tree = print_dependency_list = None
+        # Never asked for; declared, for the base class has them abstract.
+        resolve: Any = None
+        get_dependency_list: Any = None
+        get_dependency_tree: Any = None
+        print_dependency_list: Any = None
 
     monkeypatch.setattr(jgo.maven, "PythonResolver", Resolver)
     return state.append
