@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from verity_stream.dev.stack.server import free_port
 
 PLUGINS = Path(__file__).parent / "plugins"
+ASK_SECONDS = 30
 
 
 @dataclass
@@ -198,22 +199,25 @@ class Bench:
     async def wait_for_version(self, connector: str, version: int, seconds: float = 90) -> None:
         """Until Postgres holds at least this version."""
 
-        async def reached() -> bool:
-            try:
-                row = await self.stored_checkpoint(connector)
-            except asyncpg.UndefinedTableError:
-                return False
-            return row is not None and row["version"] >= version
-
-        await eventually(reached, seconds, lambda: self.logs())
+        sql = "SELECT version FROM connector_checkpoints WHERE connector_id = $1"
+        await self._wait_for(sql, connector, lambda stored: stored >= version, seconds)
 
     async def wait_for_state(self, connector: str, state: str, seconds: float = 90) -> None:
         """Until the connector is shown in this state."""
 
-        async def reached() -> bool:
-            return await self.state(connector) == state
+        sql = "SELECT state FROM connector_status WHERE connector_id = $1"
+        await self._wait_for(sql, connector, lambda shown: shown == state, seconds)
 
-        await eventually(reached, seconds, lambda: self.logs())
+    async def _wait_for(
+        self, sql: str, connector: str, is_so: Callable[[Any], bool], seconds: float
+    ) -> None:
+        async with asking(self.dsn) as ask:
+
+            async def reached() -> bool:
+                value = await ask(sql, self.id(connector))
+                return value is not None and is_so(value)
+
+            await eventually(reached, seconds, lambda: self.logs())
 
     async def wait_for_events(
         self,
@@ -263,6 +267,37 @@ def make_bench(directory: Path, bootstrap_servers: str, dsn: str) -> Bench:
         "PYTHONPATH": str(PLUGINS),
     }
     return Bench(name, directory, bootstrap_servers, dsn, environment)
+
+
+@contextlib.asynccontextmanager
+async def asking(dsn: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """A function that asks for a value again and again: None where there is no row or no table.
+
+    It keeps its connection, since to log in costs more than to ask. Where the server ended it, the
+    next question goes by a new one.
+    """
+    connection: Any = None
+
+    async def ask(sql: str, *arguments: Any) -> Any:
+        nonlocal connection
+        if connection is None or connection.is_closed():
+            # Nothing is kept of a statement: a migration may change its table meanwhile.
+            connection = await asyncpg.connect(dsn, statement_cache_size=0)
+        try:
+            return await connection.fetchval(sql, *arguments, timeout=ASK_SECONDS)
+        except asyncpg.UndefinedTableError:
+            return None
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            if not connection.is_closed():
+                raise
+            return None
+
+    try:
+        yield ask
+    finally:
+        if connection is not None:
+            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
+                await connection.close(timeout=ASK_SECONDS)
 
 
 async def eventually(

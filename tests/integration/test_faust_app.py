@@ -26,6 +26,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from contract.streams import checkpoint_of
+from stack_fixtures import start_java_fast
 
 from verity_stream.dev.stack.kafka import KafkaServer
 from verity_stream.dev.stack.server import free_port
@@ -110,6 +111,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     It creates topics by itself, as many do: with one partition, if we leave it to that.
     """
     settings = {"auto.create.topics.enable": "true"}
+    start_java_fast()
     server = KafkaServer(tmp_path_factory.mktemp("kafka"), 0, settings)
     server.start()
     yield server
