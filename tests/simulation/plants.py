@@ -898,7 +898,7 @@ def ends_when_empty(ground: Ground) -> None:
     ground.put(committed, "consumer_of", make)
 
 
-# steering, snapshots
+# rewinds, snapshots
 
 
 @plant(44, "rewind lost")
