@@ -12,9 +12,9 @@ FOLDERS := tests/integration tests/contract tests/simulation tests/faults tests/
 TESTS ?=
 ARGS ?=
 CHOSEN := $(or $(TESTS),$(FOLDERS))
-# What waits for servers leaves the processors to a third lane.
+# What waits for servers leaves the processors to other lanes.
 WAITING := $(filter tests tests/integration,$(CHOSEN:/=))
-LANES ?= $(if $(WAITING),3,2)
+LANES ?= $(if $(WAITING),4,2)
 IS_ONE := $(filter %.py -k% -m% -s --pdb% --trace --lf --ff,$(CHOSEN) $(ARGS))$(findstring ::,$(CHOSEN))
 SWEEP ?= quick
 # One world again (SEED=), fresh ones (SEEDS=), a plan, a planted bug (PLANT=), all of them
