@@ -7,7 +7,7 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote_plus
 
@@ -60,6 +60,7 @@ class ClientCredentials:
         token_url: The issuer's token endpoint.
         scope: For example `https://graph.microsoft.com/.default`.
         style: Where id and secret go: the form, or HTTP Basic.
+        clock: In place of the client's.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ClientCredentials:
         style: Literal["form", "basic"] = "form",
         early: timedelta = timedelta(minutes=5),
         probe_every: timedelta = timedelta(minutes=5),
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._client = client
         self._token_url = token_url
@@ -83,7 +84,7 @@ class ClientCredentials:
         self._style = style
         self._early = early
         self._probe_every = probe_every
-        self._clock = clock
+        self._clock = client.clock if clock is None else clock
         self._turn = asyncio.Lock()
         self._token: _Token | None = None
         self._denied_text = ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from datetime import datetime, timedelta
+
+from verity_sdk.context import current_context
 
 TOLERANCE = timedelta(seconds=5)
 """What two clocks that are right may differ by, together with the time that asking takes."""
@@ -51,14 +52,9 @@ class ClockDifference:
         return at if other is None or at - other <= TOLERANCE else other
 
 
-clock_difference: ContextVar[ClockDifference | None] = ContextVar("clock_difference", default=None)
-"""Set by the worker for each of its connectors."""
-
-
 def trusted(at: datetime) -> datetime:
     """The present of this machine's clock, up to which a source may be asked and taken as read.
 
     The window kit does so by itself.
     """
-    difference = clock_difference.get()
-    return at if difference is None else difference.trusted(at)
+    return current_context().trusted(at)

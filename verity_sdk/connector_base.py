@@ -8,11 +8,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
 
 from verity_sdk import run
 from verity_sdk.batches import batched, closing
+from verity_sdk.context import Context, current_context
 from verity_sdk.deprecation import moved
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
 from verity_sdk.events import PermissionSnapshot as PermissionSnapshot
@@ -20,6 +23,7 @@ from verity_sdk.events import RawEvent as RawEvent
 from verity_sdk.position import FIRST_SINCE as FIRST_SINCE
 from verity_sdk.position import NAME_RULE, is_valid_name
 from verity_sdk.run import described
+from verity_sdk.settings import validated
 from verity_sdk.times import as_utc, format_utc
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,11 @@ class BaseConnector(ABC):
     """What every connector extends: two methods to implement, publishing and checkpoints given.
 
     Attributes:
+        PLATFORM: The platform of all its events. Empty: each event's own counts.
+        Settings: The model that validates its table of `verity.toml` and the constructor's
+            mapping. None: it is handed a plain dict.
+        context: Its surroundings: the current `Context` when it was made. By these it tells the
+            time, waits, and says that it waits.
         lookback: How far before the watermark the source may still deliver new events. The
             stream application asks from there and drops what it has published before; `run()`,
             which can't tell a repeat, does not look back. Zero only for a source in which
@@ -46,12 +55,16 @@ class BaseConnector(ABC):
             its own default is too short: for a request budget of an hour, say. None: the default.
     """
 
+    PLATFORM: ClassVar[str] = ""
+    Settings: ClassVar[Any] = None
+
     # Most sources show an event some seconds after its time; asking for a minute again costs
     # little, and not asking loses what nobody notices.
     lookback: ClassVar[timedelta] = timedelta(seconds=60)
     fetch_timeout: ClassVar[timedelta | None] = None
 
     # Class attributes, so that a subclass that forgets super().__init__() still has them.
+    context: Context = Context()
     _has_warned_of_naive_time = False
     _is_checkpoint_known = True
 
@@ -59,15 +72,34 @@ class BaseConnector(ABC):
         """Keep what is handed in; nothing is connected or checked yet.
 
         Args:
-            config: A mapping, or an object with attributes, that has `connector_id`.
+            config: A mapping, or an object with attributes, that has `connector_id`; where the
+                class has `Settings`, one of these or what is validated into one.
             kafka_producer: A started `AIOKafkaProducer` whose `value_serializer` turns a dict
                 into bytes, for `run()`; `verity_common.kafka.create_producer` makes one.
             db_pool: An `asyncpg` pool, for `run()`. Under the worker it is a small one that all
                 connectors share: give connections back.
+
+        Raises:
+            Misconfigured: The class has `Settings`, and the mapping is not valid; the message
+                names each setting at fault.
         """
         self.config = config
+        if isinstance(self.Settings, type) and issubclass(self.Settings, BaseModel):
+            self.config = validated(self.Settings, config)
         self.kafka_producer = kafka_producer
         self.db_pool = db_pool
+        # Not by assignment: where an author has a property of this name, it goes on working.
+        self.__dict__["context"] = current_context()
+
+    if not TYPE_CHECKING:
+        # Unseen by type checkers: to them it is what a connector declares or assigns.
+
+        @cached_property
+        def settings(self) -> Any:
+            """The config, where the class has `Settings`; a connector declares `settings: …`."""
+            if self.Settings is None:
+                raise AttributeError(f"{type(self).__name__} has no Settings")
+            return self.config
 
     # Not `async def`: a generator function (`async def` with `yield`) returns its iterator
     # without being awaited, and only so does an override type-check.
@@ -100,6 +132,20 @@ class BaseConnector(ABC):
         What could not be read is a `SnapshotGap`; what was read completely may be named by a
         `SnapshotScope`. Write it as `async def` with `yield`.
         """
+
+    async def check(self) -> None:
+        """See that the source answers and shows what is needed, for `verity check`.
+
+        Nothing is asked unless a connector says what.
+
+        Raises:
+            Unavailable, Denied, Misconfigured: What an operator must mend; names all of it.
+        """
+        return
+
+    async def close(self) -> None:
+        """Close all connections; called once, at the end of a connector's life."""
+        return
 
     def health_warnings(self) -> list[str]:
         """What is worth an operator's look without being an error, each in one sentence.
@@ -258,6 +304,11 @@ class BaseConnector(ABC):
                 self._connector_id(),
                 event_id,
             )
+
+
+def has_check(connector: BaseConnector) -> bool:
+    """Whether its author says what to check: the default finds nothing out."""
+    return getattr(connector.check, "__func__", None) is not BaseConnector.check
 
 
 if not TYPE_CHECKING:

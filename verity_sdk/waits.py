@@ -1,13 +1,16 @@
-"""How a source that waits for its vendor tells whoever drives it."""
+"""Deprecated, for one release: how a source says that it waits is `verity_sdk.context` now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextvars import ContextVar
-from datetime import datetime
+from typing import TYPE_CHECKING
 
-WaitReport = Callable[[datetime | None, str], None]
+from verity_sdk.deprecation import moved
 
-report_wait: ContextVar[WaitReport | None] = ContextVar("report_wait", default=None)
-"""Told when a request waits for its next try (the time, aware UTC, and why), and, with None, that
-it goes on. The worker shows it as `backing_off`."""
+if not TYPE_CHECKING:
+    __getattr__ = moved(
+        __name__,
+        {
+            "WaitReport": "verity_sdk.context.WaitReport",
+            "report_wait": "verity_sdk.context.OLD_REPORT_WAIT",
+        },
+    )

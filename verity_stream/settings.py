@@ -194,7 +194,7 @@ class ConnectorSpec:
     @property
     def declared_platform(self) -> str | None:
         """The `PLATFORM` of the connector's class; None where each event's own counts."""
-        return None if getattr(self.cls, "PLATFORM", None) is None else self.platform
+        return self.platform if self.cls.PLATFORM else None
 
     @property
     def lookback(self) -> timedelta:
@@ -316,7 +316,7 @@ def _connector_class(name: str, types: Mapping[str, EntryPoint]) -> tuple[type[B
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise _Faults(f"type: {point.value} does not implement {missing}")
-    platform = str(getattr(cls, "PLATFORM", name))
+    platform = str(cls.PLATFORM or name)
     if not is_valid_name(platform):
         raise _Faults(f"type: PLATFORM {platform!r}: a platform is {NAME_RULE}")
     return cls, platform
@@ -324,7 +324,7 @@ def _connector_class(name: str, types: Mapping[str, EntryPoint]) -> tuple[type[B
 
 def _connector_config(connector_id: str, table: Mapping[str, Any], cls: type[BaseConnector]) -> Any:
     """The table validated into the class's `Settings`, or as a dict where it has none."""
-    model = getattr(cls, "Settings", None)
+    model = cls.Settings
     if model is None:
         return {**table, "connector_id": connector_id}
     own = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -35,7 +34,6 @@ from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_cr
 from verity_sdk.errors import Denied, Malformed, Unavailable
 from verity_sdk.http import Authorizer, HttpClient, encoded, shared_budget
 from verity_sdk.pages import Gap, Page, PagedConnector, Position
-from verity_sdk.settings import validated
 from verity_sdk.times import format_utc, parse_utc
 from verity_sdk.values import is_utf8
 from verity_sdk.windows import (
@@ -87,8 +85,9 @@ class AzureAdConnector(PagedConnector):
             graph/throttling-limits: 5 in 10 s).
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
     lookback = LOOKBACK
     settle = SETTLE
     slice_max = SLICE_MAX
@@ -97,20 +96,7 @@ class AzureAdConnector(PagedConnector):
     reports_per: ClassVar[timedelta] = timedelta(seconds=10)
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        super().__init__(config, kafka_producer, db_pool)
         self._connection: _Connection | None = None
         self._licences: dict[str, _Licence] = {}
         self._slices_max: dict[str, tuple[timedelta, datetime]] = {}
@@ -135,7 +121,7 @@ class AzureAdConnector(PagedConnector):
         streams = [
             self._windowed(stream) for stream in self._streams() if self._may_be_read(stream)
         ]
-        pages: Any = windowed_pages(streams, position, lambda: self._clock())
+        pages: Any = windowed_pages(streams, position, self.context.clock)
         try:
             async with aclosing(pages):
                 async for page in pages:
@@ -157,7 +143,7 @@ class AzureAdConnector(PagedConnector):
         # A snapshot without anything in it would say less than the reason.
         await connection.authorizer.authorization()
         graph = connection.directory
-        async with aclosing(read_permissions(graph, self.settings, self._clock())) as items:
+        async with aclosing(read_permissions(graph, self.settings, self.context.clock())) as items:
             async for item in items:
                 yield item
 
@@ -198,8 +184,8 @@ class AzureAdConnector(PagedConnector):
         if any(not licence.is_there for licence in self._licences.values()):
             # A tenant that is refused its sign-ins is a Free one, whatever was configured.
             retention = min(retention, FREE_RETENTION)
-        slice_max, since = self._slices_max.get(stream.name, (SLICE_MAX, self._clock()))
-        if self._clock() - since > SHORT_SLICES_FOR:
+        slice_max, since = self._slices_max.get(stream.name, (SLICE_MAX, self.context.clock()))
+        if self.context.clock() - since > SHORT_SLICES_FOR:
             slice_max = SLICE_MAX
         policy = WindowPolicy(
             settle=self.settings.settle,
@@ -218,7 +204,7 @@ class AzureAdConnector(PagedConnector):
         try:
             records = await self._read(graph, stream, one, is_ordered=is_ordered)
         except QueryRefused as error:
-            if is_past_retention(error.vendor_message, one, self._clock()):
+            if is_past_retention(error.vendor_message, one, self.context.clock()):
                 return self._past_retention(stream, one)
             if not is_ordered:
                 raise
@@ -237,7 +223,7 @@ class AzureAdConnector(PagedConnector):
             # Deep paging ends in throttling that never ends (microsoft-graph-docs#6892). The
             # next passes begin with what is likely to fit.
             shorter = max((one.to_at - one.from_at) / 2, timedelta(seconds=1))
-            self._slices_max[stream.name] = shorter, self._clock()
+            self._slices_max[stream.name] = shorter, self.context.clock()
             raise
 
     def _past_retention(self, stream: Stream, one: Slice) -> Fetched:
@@ -258,7 +244,7 @@ class AzureAdConnector(PagedConnector):
         """
         if not _is_known(position.cursor):
             return None, position, None  # windowed_pages refuses it, before anything is moved.
-        now = self._clock()
+        now = self.context.clock()
         to_at = _whole_second(min(now - self.settings.settle, position.until or now))
         cursor, gaps, recorded = position.cursor, [], []
         for stream in self._streams():
@@ -309,7 +295,7 @@ class AzureAdConnector(PagedConnector):
         self, connection: _Connection
     ) -> list[tuple[str, Callable[[], Awaitable[object]]]]:
         """One cheap question for everything that would be read."""
-        now = self._clock()
+        now = self.context.clock()
         questions: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             (stream.name, partial(connection.reports.first, _newest(stream, now)))
             for stream in self._streams()
@@ -353,11 +339,7 @@ class AzureAdConnector(PagedConnector):
 
     def _connect(self) -> _Connection:
         settings = self.settings
-        options: dict[str, Any] = {
-            "platform": PLATFORM,
-            "clock": lambda: self._clock(),
-            "sleep": lambda seconds: self._sleep(seconds),
-        }
+        options: dict[str, Any] = {"platform": PLATFORM, "context": self.context}
         login = HttpClient(settings.http, hosts=[_host(settings.login)], **options)
         azure: AzureCredential | None = None
         authorizer: Authorizer
@@ -376,7 +358,6 @@ class AzureAdConnector(PagedConnector):
                 client_id=settings.client_id,
                 client_secret=settings.client_secret,
                 scope=settings.scope,
-                clock=lambda: self._clock(),
             )
         options |= {"hosts": [_host(settings.graph)], "authorizer": authorizer}
         share = settings.http.budget_share

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -28,7 +28,6 @@ from verity_sdk.pages import (
     SnapshotScope,
 )
 from verity_sdk.references.databricks import Workspace
-from verity_sdk.settings import validated
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 AUDIT_STREAM = "audit"
@@ -42,28 +41,16 @@ class DatabricksConnector(PagedConnector):
     arrived. What it cannot tell is in docs/platforms/databricks.md.
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
     lookback: ClassVar[timedelta] = LOOKBACK
     settle: ClassVar[timedelta] = timedelta(minutes=30)
     slice_max: ClassVar[timedelta | None] = timedelta(days=1)
     retention: ClassVar[timedelta | None] = timedelta(days=365)
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        super().__init__(config, kafka_producer, db_pool)
         self._workspace: Workspace | None = None
         self._clients: list[HttpClient] = []
         settings = self.settings
@@ -74,8 +61,7 @@ class DatabricksConnector(PagedConnector):
             settings,
             client,
             self._client(settings.storage_hosts),
-            clock=self._now,
-            sleep=self._wait,
+            context=self.context,
         )
 
     def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
@@ -96,7 +82,7 @@ class DatabricksConnector(PagedConnector):
             retention=settings.retention,
         )
         stream = WindowedStream(AUDIT_STREAM, self._fetch, policy)
-        return windowed_pages([stream], position, self._now)
+        return windowed_pages([stream], position, self.context.clock)
 
     async def snapshot_permissions(
         self,
@@ -111,7 +97,7 @@ class DatabricksConnector(PagedConnector):
         await self._login.authorization()
         workspace = await self._where()
         reading = read_permissions(
-            self.settings, self._api, self._warehouse, workspace, self._now()
+            self.settings, self._api, self._warehouse, workspace, self.context.clock()
         )
         async with aclosing(reading) as found:
             async for one in found:
@@ -193,7 +179,6 @@ class DatabricksConnector(PagedConnector):
                 client_secret=settings.client_secret,
                 scope=OIDC_SCOPE,
                 style="basic",
-                clock=self._now,
             )
         assert settings.azure_tenant_id is not None  # noqa: S101 - by the settings
         assert settings.azure_client_id is not None  # noqa: S101 - by the settings
@@ -205,7 +190,6 @@ class DatabricksConnector(PagedConnector):
             client_id=settings.azure_client_id,
             client_secret=settings.azure_client_secret,
             scope=settings.azure_scope,
-            clock=self._now,
         )
 
     def _client(self, hosts: list[str], authorizer: Authorizer | None = None) -> HttpClient:
@@ -214,18 +198,10 @@ class DatabricksConnector(PagedConnector):
             platform=PLATFORM,
             hosts=hosts,
             authorizer=authorizer,
-            clock=self._now,
-            sleep=self._wait,
+            context=self.context,
         )
         self._clients.append(client)
         return client
-
-    # Tests replace the clock and the sleep after the clients were made.
-    def _now(self) -> datetime:
-        return self._clock()
-
-    async def _wait(self, seconds: float) -> None:
-        await self._sleep(seconds)
 
 
 def _authority(url: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from connectors.databricks.settings import Settings
@@ -25,6 +25,7 @@ from connectors.databricks.statements import (
     status_of,
     submission,
 )
+from verity_sdk.context import Context
 from verity_sdk.errors import Misconfigured, Unavailable, VerityError
 from verity_sdk.http import Answer, HttpClient
 from verity_sdk.windows import TooLarge
@@ -55,8 +56,7 @@ class Warehouse:
         api: Authorised, for the workspace.
         storage: Without an authorizer, for the hosts of the settings: links carry their own
             credential, and must not get the workspace's.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds.
+        context: The connector's.
     """
 
     def __init__(
@@ -64,15 +64,12 @@ class Warehouse:
         settings: Settings,
         api: HttpClient,
         storage: HttpClient,
-        *,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]],
+        context: Context,
     ) -> None:
         self._settings = settings
         self._api = api
         self._storage = storage
-        self._clock = clock
-        self._sleep = sleep
+        self._context = context
 
     async def audit_rows(self, statement: Statement) -> AsyncGenerator[list[Any], None]:
         """The rows of an audit statement, a chunk at a time.
@@ -156,17 +153,17 @@ class Warehouse:
     ) -> tuple[dict[str, Any], Status]:
         """Submit, and wait until the statement has succeeded."""
         answer, status = await self._submit(statement, disposition)
-        deadline = self._clock() + self._settings.statement_timeout
+        deadline = self._context.clock() + self._settings.statement_timeout
         pause = 1.0
         try:
             while status.is_under_way:
-                if self._clock() >= deadline:
+                if self._context.clock() >= deadline:
                     raise Unavailable(
                         f"the statement on {statement.table} was {status.state} for "
                         f"{self._settings.statement_timeout}: the warehouse "
                         f"{self._settings.warehouse_id} does not start or is too busy"
                     )
-                await self._sleep(pause)
+                await self._context.sleep(pause)
                 pause = min(2 * pause, self._settings.poll_interval_max.total_seconds())
                 answer = await self._get_json(f"{STATEMENTS_PATH}/{status.statement_id}")
                 status = status_of(answer)
@@ -207,7 +204,7 @@ class Warehouse:
             link = chunk.link
             if link is None:
                 return chunk, chunk.rows
-            if link.expires_at is None or link.expires_at > self._clock() + LINK_MARGIN:
+            if link.expires_at is None or link.expires_at > self._context.clock() + LINK_MARGIN:
                 try:
                     answer = await self._storage.get(
                         link.url, headers=link.headers, expect=LINK_REFUSED, is_authorised=False

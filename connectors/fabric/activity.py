@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 from connectors.fabric.clients import Clients, activity_events, refusal
@@ -42,20 +42,12 @@ class ActivityEvents:
         clients: For the requests.
         settings: Where and how much.
         watch: Told of every window that was read.
-        clock: The time, aware UTC.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        settings: Settings,
-        watch: SilenceWatch,
-        clock: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, clients: Clients, settings: Settings, watch: SilenceWatch) -> None:
         self._clients = clients
         self._settings = settings
         self._watch = watch
-        self._clock = clock
 
     async def read(self, window: Slice) -> Fetched:
         """Read a window completely.
@@ -87,7 +79,7 @@ class ActivityEvents:
         Raises:
             Denied, Unavailable, Misconfigured: As `read`.
         """
-        at = (self._clock() - self._settings.settle).replace(microsecond=0)
+        at = (self._clients.context.clock() - self._settings.settle).replace(microsecond=0)
         try:
             await self._clients.of(activity_events(self._settings)).get(
                 self._url, params=_window_params(Slice(at, at + timedelta(seconds=1)))
@@ -133,7 +125,7 @@ class ActivityEvents:
 
     def _refused(self, window: Slice, answer: Answer) -> Fetched:
         """The first page was answered with 400: too old at the edge, or a fault of ours."""
-        oldest_at = self._clock() - self._settings.retention + RETENTION_MARGIN
+        oldest_at = self._clients.context.clock() - self._settings.retention + RETENTION_MARGIN
         if window.from_at < oldest_at:
             reason = f"older than the tenant keeps its events ({answer.error_code})"
             return Fetched((), gaps=[Gap(window.from_at, window.to_at, STREAM, reason)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
@@ -40,21 +40,11 @@ class AdminApi:
     Args:
         clients: For the requests.
         settings: Where and how much.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        settings: Settings,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> None:
+    def __init__(self, clients: Clients, settings: Settings) -> None:
         self._clients = clients
         self._settings = settings
-        self._clock = clock
-        self._sleep = sleep
         self._base = f"{settings.fabric_url}{ADMIN_PATH}"
 
     async def rows(self) -> AsyncGenerator[Row, None]:
@@ -66,7 +56,7 @@ class AdminApi:
             Denied: The workspaces may not be listed; the message says what to grant.
             Unavailable: They could not be listed.
         """
-        snapshot_at = self._clock()
+        snapshot_at = self._clients.context.clock()
         try:
             workspaces = await self._workspaces()
         except Denied as error:
@@ -171,7 +161,7 @@ class AdminApi:
             if not _is_retriable(answer):
                 raise Denied(text)
             if attempt < TRIES_MAX:
-                await self._sleep(self._pause_seconds(answer))
+                await self._clients.context.sleep(self._pause_seconds(answer))
         raise Unavailable(text)
 
     def _pause_seconds(self, answer: Answer) -> float:

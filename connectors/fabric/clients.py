@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from connectors.fabric.settings import PLATFORM, Settings
 from verity_sdk.auth import AzureCredential, ClientCredentials
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured
 from verity_sdk.http import Authorizer, HttpClient, shared_budget
 
@@ -91,19 +91,12 @@ class Clients:
     """The clients, made when they are first asked for.
 
     Args:
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds; None for the event loop's own.
+        context: The connector's; those who ask through the clients go by it, too.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] | None,
-    ) -> None:
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.context = context
         self._settings = settings
-        self._clock = clock
-        self._sleep = sleep
         self._clients: dict[str, HttpClient] = {}
         self._authorizers: dict[Api, Authorizer] = {}
         self._login: HttpClient | None = None
@@ -147,8 +140,7 @@ class Clients:
             hosts=self._hosts(operation.api),
             authorizer=self._authorizer(operation.api),
             budget=budget,
-            clock=self._clock,
-            sleep=self._sleep,
+            context=self.context,
         )
 
     def _hosts(self, api: Api) -> list[str]:
@@ -180,8 +172,7 @@ class Clients:
                 settings.http,
                 platform=PLATFORM,
                 hosts=[_host(settings.login_url)],
-                clock=self._clock,
-                sleep=self._sleep,
+                context=self.context,
             )
         return ClientCredentials(
             self._login,
@@ -189,7 +180,6 @@ class Clients:
             client_id=settings.client_id,
             client_secret=secret,
             scope=scope,
-            clock=self._clock,
         )
 
     def _azure_credential(self) -> Any:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar, cast
 
-from connectors.fabric import groups, settings
+from connectors.fabric import groups
 from connectors.fabric.activity import STREAM, ActivityEvents
 from connectors.fabric.admin_api import AdminApi
 from connectors.fabric.clients import Clients
 from connectors.fabric.groups import Groups
 from connectors.fabric.scanner import Row, Scanner
-from connectors.fabric.settings import PLATFORM, Settings
+from connectors.fabric.settings import LOOKBACK, PLATFORM, RETENTION, SETTLE, SLICE_MAX, Settings
 from connectors.fabric.silence import Silence, SilenceWatch
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
-from verity_sdk.settings import validated
 from verity_sdk.times import parse_utc
 from verity_sdk.windows import WindowedStream, WindowPolicy, windowed_pages
 
@@ -37,37 +35,22 @@ class FabricConnector(PagedConnector):
     would not fit into the 200 requests an hour. docs/platforms/fabric.md reckons it up.
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
 
-    lookback: ClassVar[timedelta] = settings.LOOKBACK
+    lookback: ClassVar[timedelta] = LOOKBACK
     # A turn among the 200 requests of an hour may take that hour.
     fetch_timeout: ClassVar[timedelta | None] = timedelta(minutes=75)
-    settle: ClassVar[timedelta] = settings.SETTLE
-    slice_max: ClassVar[timedelta | None] = settings.SLICE_MAX
-    retention: ClassVar[timedelta | None] = settings.RETENTION
+    settle: ClassVar[timedelta] = SETTLE
+    slice_max: ClassVar[timedelta | None] = SLICE_MAX
+    retention: ClassVar[timedelta | None] = RETENTION
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-        # Looked up at each call: tests replace both after the connector is made.
-        self._clients = Clients(self.settings, lambda: self._clock(), lambda s: self._sleep(s))
+        super().__init__(config, kafka_producer, db_pool)
+        self._clients = Clients(self.settings, self.context)
         self._watch = SilenceWatch(self.settings.silence_after)
-        self._activity = ActivityEvents(
-            self._clients, self.settings, self._watch, lambda: self._clock()
-        )
+        self._activity = ActivityEvents(self._clients, self.settings, self._watch)
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
         """Yield the pages after `position`, up to `settle` before now.
@@ -84,7 +67,7 @@ class FabricConnector(PagedConnector):
         if self._is_too_early(position):
             return
         stream = WindowedStream(STREAM, self._activity.read, self._policy())
-        pages = windowed_pages([stream], position, self._clock)
+        pages = windowed_pages([stream], position, self.context.clock)
         async with aclosing(cast("AsyncGenerator[Page, None]", pages)) as reading:
             async for page in reading:
                 yield page
@@ -141,7 +124,7 @@ class FabricConnector(PagedConnector):
 
     def _reader(self) -> Scanner | AdminApi:
         reader = Scanner if self.settings.snapshot_source == "scanner" else AdminApi
-        return reader(self._clients, self.settings, lambda: self._clock(), lambda s: self._sleep(s))
+        return reader(self._clients, self.settings)
 
     def _policy(self) -> WindowPolicy:
         chosen = self.settings
@@ -164,10 +147,10 @@ class FabricConnector(PagedConnector):
             through = parse_utc(position.cursor["streams"][STREAM]["through"])
         except (KeyError, TypeError, Malformed):
             return False  # Whatever is wrong with the cursor, windowed_pages says it.
-        return through + self.settings.settle + self.settings.advance_min > self._clock()
+        return through + self.settings.settle + self.settings.advance_min > self.context.clock()
 
     def _warn_of_silence(self) -> None:
-        if self._watch.is_warning_due(self._clock()):
+        if self._watch.is_warning_due(self.context.clock()):
             quiet = self._watch.silence
             assert quiet is not None  # noqa: S101 - a warning is due only while there is one
             logger.warning("%s: %s", self.settings.connector_id, _silence_text(quiet))

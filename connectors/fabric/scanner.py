@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,21 +66,11 @@ class Scanner:
     Args:
         clients: For the requests.
         settings: Batch size, concurrency, time limit.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        settings: Settings,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> None:
+    def __init__(self, clients: Clients, settings: Settings) -> None:
         self._clients = clients
         self._settings = settings
-        self._clock = clock
-        self._sleep = sleep
         self._base = f"{settings.power_bi_url}{ADMIN_PATH}"
 
     async def rows(self) -> AsyncGenerator[Row, None]:
@@ -98,7 +88,7 @@ class Scanner:
             return
         # The first scan is started alone: its time is that of the whole snapshot.
         first = await self._started(batches[0])
-        snapshot_at = first.created_at if isinstance(first, Scan) else self._clock()
+        snapshot_at = first.created_at if isinstance(first, Scan) else self._clients.context.clock()
         jobs = [
             partial(self._read_batch, batch, snapshot_at, first if batch is batches[0] else None)
             for batch in batches
@@ -180,7 +170,7 @@ class Scanner:
         try:
             created_at = parse_utc(str(body.get("createdDateTime")))
         except Malformed:
-            created_at = self._clock()
+            created_at = self._clients.context.clock()
         said = {"id": scan_id, "createdDateTime": body.get("createdDateTime")}
         return Scan(scan_id, created_at, said)
 
@@ -208,7 +198,7 @@ class Scanner:
                 raise _ScanLost(f"the scan failed ({code})")
             if waited >= self._settings.scan_timeout.total_seconds():
                 raise Unavailable(f"the scan took longer than scan_timeout, its status is {status}")
-            await self._sleep(pause)
+            await self._clients.context.sleep(pause)
             waited += pause
             pause = min(2 * pause, POLL_SECONDS_MAX)
 

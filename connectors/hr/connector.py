@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, cast
 
 from connectors.hr.bamboohr import BambooHrSource
@@ -32,12 +32,10 @@ from connectors.hr.settings import (
     Settings,
 )
 from verity_sdk.auth import ClientCredentials, FixedAuthorization
-from verity_sdk.clock import trusted
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Misconfigured
 from verity_sdk.http import Authorizer, HttpClient
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
-from verity_sdk.settings import validated
 
 LARGE_CURSOR_BYTES: Final = 64 * 1024
 QUIET_EVERY: Final = timedelta(minutes=10)
@@ -53,26 +51,14 @@ class HrConnector(PagedConnector):
     docs/platforms/hr.md has the rules.
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
     lookback: ClassVar[timedelta] = LOOKBACK
     settle: ClassVar[timedelta] = SETTLE
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        super().__init__(config, kafka_producer, db_pool)
         self._clients: list[HttpClient] = []
         self._quiet_told_at: datetime | None = None
         self._of, self._source = self._build()
@@ -91,7 +77,7 @@ class HrConnector(PagedConnector):
         if position.cursor is not None:
             packed = position.cursor.get("known")
         known = await asyncio.to_thread(self._known, packed)
-        read_at = trusted(self._clock())
+        read_at = self.context.trusted(self.context.clock())
         through = bound_of(read_at, position.until)
         readings = cast("Any", self._source.readings(place, known, read_at, position.until))
         async with aclosing(readings):
@@ -136,7 +122,7 @@ class HrConnector(PagedConnector):
             Unavailable: The source did not answer.
             Denied: The source refused.
         """
-        items = cast("Any", self._source.snapshot(self._clock()))
+        items = cast("Any", self._source.snapshot(self.context.clock()))
         async with aclosing(items):
             async for item in items:
                 yield item
@@ -167,9 +153,7 @@ class HrConnector(PagedConnector):
             platform=PLATFORM,
             hosts=[host_of(url)],
             authorizer=authorizer,
-            # Through self, so that tests may hand in others later.
-            clock=lambda: self._clock(),
-            sleep=lambda seconds: self._sleep(seconds),
+            context=self.context,
         )
         self._clients.append(client)
         return client
@@ -179,7 +163,7 @@ class HrConnector(PagedConnector):
         options: dict[str, Any] = {
             "lookback": settings.lookback,
             "portion": settings.page_events,
-            "clock": lambda: self._clock(),
+            "clock": self.context.clock,
         }
         if settings.bamboohr is not None:
             bamboohr = settings.bamboohr
@@ -203,7 +187,6 @@ class HrConnector(PagedConnector):
             client_secret=auth.client_secret,
             scope=auth.scope,
             style=auth.style,
-            clock=lambda: self._clock(),
         )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import UTC, datetime, tzinfo
-from typing import Any, ClassVar, cast
+from datetime import datetime, tzinfo
+from typing import Any, cast
 
 from connectors.postgres.files import place_of
 from connectors.postgres.log_analytics import LogAnalyticsLog
-from connectors.postgres.log_lines import Context, Line, logged_at, parse_line, zone_of
+from connectors.postgres.log_lines import Line, LogContext, logged_at, parse_line, zone_of
 from connectors.postgres.log_reader import LogDirectory, ReaderFunctions
 from connectors.postgres.permissions import read_permissions
 from connectors.postgres.server import Facts, Server
@@ -20,7 +20,6 @@ from connectors.postgres.tail import LogReader, Portion, Tail, complete_through
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Misconfigured, Unavailable
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
-from verity_sdk.settings import validated
 
 
 class PostgresConnector(PagedConnector):
@@ -32,26 +31,14 @@ class PostgresConnector(PagedConnector):
     docs/platforms/postgres.md.
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used: it is Verity's own store, not the observed server.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
+        super().__init__(config, kafka_producer, db_pool)
         self._server = Server(self.settings)
         self._facts: Facts | None = None
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] | None = None
         self._log_analytics: LogAnalyticsLog | None = None
 
     async def fetch_pages(self, position: Position) -> AsyncIterator[Page]:
@@ -130,18 +117,16 @@ class PostgresConnector(PagedConnector):
     @property
     def _azure(self) -> LogAnalyticsLog | None:
         if self.settings.log_analytics is not None and self._log_analytics is None:
-            # Made on first use: a clock or an event loop may be handed in after construction.
-            self._log_analytics = LogAnalyticsLog(
-                self.settings.log_analytics, lambda: self._clock(), self._sleep
-            )
+            # Made on first use: after `close` another one begins.
+            self._log_analytics = LogAnalyticsLog(self.settings.log_analytics, self.context)
         return self._log_analytics
 
     def _reader(self) -> LogReader:
         if self.settings.log_directory is not None:
-            return LogDirectory(self.settings.log_directory, self._clock)
+            return LogDirectory(self.settings.log_directory, self.context.clock)
         return ReaderFunctions(self._server)
 
-    async def _context(self) -> Context:
+    async def _context(self) -> LogContext:
         """What the lines do not say, asked at the start of every pass: settings change."""
         settings = self.settings
         if settings.dsn is not None and settings.source != "log_analytics":
@@ -158,7 +143,7 @@ class PostgresConnector(PagedConnector):
         own = None
         if facts is not None and settings.exclude_own:
             own = (facts.user, settings.application_name)
-        return Context(
+        return LogContext(
             server=settings.server_name,
             system_identifier=settings.system_identifier
             or (facts.system_identifier if facts else None)
@@ -180,7 +165,7 @@ def _zone(name: str) -> tzinfo | None:
         raise Misconfigured(f"log_timezone {name!r} is no time zone known here") from error
 
 
-def parse_portion(portion: Portion, context: Context) -> list[Line]:
+def parse_portion(portion: Portion, context: LogContext) -> list[Line]:
     """What became of each line of a portion."""
     offset, not_before = portion.start.offset, portion.start.not_before
     parsed = []

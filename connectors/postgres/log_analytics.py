@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from connectors.postgres.log_lines import Context, parse_line
+from connectors.postgres.log_lines import LogContext, parse_line
 from connectors.postgres.log_prefix import TABLE, compiled, jsonlog_line, row_bytes
 from connectors.postgres.settings import PLATFORM, LogAnalyticsSource
 from verity_sdk.auth import ClientCredentials
 from verity_sdk.connector_base import RawEvent
+from verity_sdk.context import Context
 from verity_sdk.errors import Malformed
 from verity_sdk.http import HttpClient
 from verity_sdk.log_analytics import (
@@ -48,21 +49,15 @@ class LogAnalyticsLog:
 
     Args:
         settings: Where it is, and the credential.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds between two tries; handed in by tests.
+        context: The connector's.
     """
 
-    def __init__(
-        self,
-        settings: LogAnalyticsSource,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, settings: LogAnalyticsSource, context: Context) -> None:
         self._settings = settings
-        self._clock = clock
+        self._clock = context.clock
         self._pattern = compiled(settings.log_line_prefix)
         self._query = IngestedRows((TABLE,), settings.resource_id, settings.rows_max)
-        common: dict[str, Any] = {"platform": PLATFORM, "clock": clock, "sleep": sleep}
+        common: dict[str, Any] = {"platform": PLATFORM, "context": context}
         login_host, host = urlsplit(settings.login_url).netloc, urlsplit(settings.url).netloc
         self._login = HttpClient(settings.http, hosts={login_host}, **common)
         self._client = HttpClient(
@@ -74,7 +69,6 @@ class LogAnalyticsLog:
                 client_id=settings.client_id,
                 client_secret=settings.client_secret,
                 scope=settings.scope,
-                clock=clock,
             ),
             budget=query_budget(
                 f"{settings.tenant_id}/{settings.client_id}", settings.http.budget_share
@@ -89,7 +83,7 @@ class LogAnalyticsLog:
             setup=SETUP,
         )
 
-    async def pages(self, position: Position, context: Context) -> AsyncIterator[Page]:
+    async def pages(self, position: Position, context: LogContext) -> AsyncIterator[Page]:
         """The pages of one pass.
 
         Raises:
@@ -131,7 +125,7 @@ class LogAnalyticsLog:
 
 
 def events_of(
-    rows: list[IngestedRow], pattern: re.Pattern[str], context: Context
+    rows: list[IngestedRow], pattern: re.Pattern[str], context: LogContext
 ) -> tuple[list[RawEvent], list[RejectedRecord]]:
     """The events of a slice, and the rows that were not understood."""
     events: list[RawEvent] = []

@@ -64,7 +64,7 @@ _UTC_NAMES = frozenset({"UTC", "GMT", "Z", "UCT"})
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class LogContext:
     """What a line does not say itself.
 
     Attributes:
@@ -115,7 +115,7 @@ def split_lines(data: bytes) -> tuple[list[bytes], int]:
     return [line + b"\n" for line in data[:end].split(b"\n")[:-1]], end
 
 
-def parse_line(line: bytes, reference: str, context: Context) -> Line:
+def parse_line(line: bytes, reference: str, context: LogContext) -> Line:
     """What one line of the log says.
 
     Never raises: what is not understood is a rejected record with the line's bytes.
@@ -228,7 +228,7 @@ class _Found:
     derived: dict[str, Any]
 
 
-def _events(record: dict[str, Any], logged_at: datetime, context: Context) -> Iterator[RawEvent]:
+def _events(record: dict[str, Any], logged_at: datetime, context: LogContext) -> Iterator[RawEvent]:
     if _is_unwanted(record, context):
         return
     found = _found(record, context)
@@ -279,13 +279,13 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def _is_unwanted(record: dict[str, Any], context: Context) -> bool:
+def _is_unwanted(record: dict[str, Any], context: LogContext) -> bool:
     if record.get("user") in context.exclude_users:
         return True
     return context.databases is not None and record.get("dbname") not in context.databases
 
 
-def _is_own(record: dict[str, Any], context: Context, operation: str) -> bool:
+def _is_own(record: dict[str, Any], context: LogContext, operation: str) -> bool:
     """Whether this connector caused the record: its role under its application name.
 
     Without this rule every pass would write lines that the next pass reads. The role alone is not
@@ -304,7 +304,7 @@ def _is_own(record: dict[str, Any], context: Context, operation: str) -> bool:
     return bool(name == context.own[1])
 
 
-def _found(record: dict[str, Any], context: Context) -> _Found | None:
+def _found(record: dict[str, Any], context: LogContext) -> _Found | None:
     """What the line is about; None for a line without audit interest."""
     severity, message = _text(record, "error_severity"), record.get("message", "")
     if record.get("backend_type") not in SESSION_BACKENDS or "user" not in record:
@@ -343,7 +343,7 @@ def _failure(record: dict[str, Any], severity: str, message: str) -> _Found:
     )
 
 
-def _audit(message: str, context: Context) -> _Found | None:
+def _audit(message: str, context: LogContext) -> _Found | None:
     """A line of pgaudit: `AUDIT: ` and nine fields of CSV (pgaudit 1.7, README, 2026-11)."""
     if not context.has_pgaudit:
         return None
@@ -377,7 +377,7 @@ def _audit(message: str, context: Context) -> _Found | None:
     return _Found([Touch(operation)], derived)
 
 
-def _logged_statement(record: dict[str, Any], message: str, context: Context) -> _Found | None:
+def _logged_statement(record: dict[str, Any], message: str, context: LogContext) -> _Found | None:
     """A line of log_statement or log_min_duration_statement; None for any other line.
 
     `parse`, `bind` and `execute fetch from` lines are left out: the `execute` line says it.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from connectors.synapse.settings import CATEGORIES, PLATFORM, Settings
 from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_credential
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.http import Answer, Authorizer, HttpClient, follow
 from verity_sdk.log_analytics import LogAnalytics, patient, query_budget
@@ -35,19 +36,12 @@ class Api:
 
     Args:
         settings: Endpoints, credential, timeouts.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds between two tries; handed in by tests.
+        context: The connector's.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, context: Context) -> None:
         self._settings = settings
-        self._clock = clock
-        self._sleep = sleep
+        self._context = context
         self._clients: list[HttpClient] = []
         self._authorizers: dict[str, Authorizer] = {}
         self._credential: Any = None
@@ -212,7 +206,7 @@ class Api:
             answer = await self._management.get(url, params=params, expect=(403, 404))
             self._refuse(answer, AZURE_ROLE)
         if settings.activity_log:
-            at = self._clock()
+            at = self._context.clock()
             try:
                 await self.activities(at, at)
             except Denied as error:
@@ -303,8 +297,7 @@ class Api:
             hosts={urlsplit(url).netloc},
             authorizer=self._authorizers[scope],
             budget=query_budget(identity, settings.http.budget_share) if is_patient else None,
-            clock=self._clock,
-            sleep=self._sleep,
+            context=self._context,
         )
         self._clients.append(client)
         return client
@@ -323,8 +316,7 @@ class Api:
                 settings.http,
                 platform=PLATFORM,
                 hosts={urlsplit(settings.login_url).netloc},
-                clock=self._clock,
-                sleep=self._sleep,
+                context=self._context,
             )
             self._clients.append(self._login)
         if settings.client_secret is None:
@@ -335,7 +327,6 @@ class Api:
             client_id=settings.client_id,
             client_secret=settings.client_secret,
             scope=scope,
-            clock=self._clock,
         )
 
 

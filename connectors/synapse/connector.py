@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, cast
 
 from connectors.synapse.api import Api
@@ -18,7 +18,6 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.log_analytics import IngestedRows, in_time_of_events
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
-from verity_sdk.settings import validated
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 ROWS_STREAM = "log_analytics"
@@ -42,8 +41,9 @@ class SynapseConnector(PagedConnector):
     `complete_through` promises is in docs/platforms/synapse.md.
     """
 
-    PLATFORM: ClassVar[str] = PLATFORM
-    Settings: ClassVar[type[Settings]] = Settings
+    settings: Settings  # Before the class attribute of that name.
+    PLATFORM = PLATFORM
+    Settings = Settings
 
     lookback: ClassVar[timedelta] = LOOKBACK
     settle: ClassVar[timedelta] = SETTLE
@@ -51,20 +51,7 @@ class SynapseConnector(PagedConnector):
     retention: ClassVar[timedelta | None] = timedelta(days=30)
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        """Take the settings; nothing is connected yet.
-
-        Args:
-            config: A `Settings`, or a mapping that is validated into one.
-            kafka_producer: Not used: pages are published by the stream application.
-            db_pool: Not used: it is Verity's own store.
-
-        Raises:
-            Misconfigured: The mapping is not valid; the message names each setting at fault.
-        """
-        self.settings = validated(Settings, config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] | None = None
+        super().__init__(config, kafka_producer, db_pool)
         self._made: Api | None = None
         self._query = IngestedRows(
             self.settings.tables, self.settings.resource_id, self.settings.rows_max
@@ -79,7 +66,7 @@ class SynapseConnector(PagedConnector):
             Denied: The identity lacks a role; the message names it.
             Misconfigured: The Log Analytics workspace has none of the tables.
         """
-        pages = cast("Any", windowed_pages(self._streams(), position, self._clock))
+        pages = cast("Any", windowed_pages(self._streams(), position, self.context.clock))
         async with aclosing(pages):
             async for page in pages:
                 yield in_time_of_events(page, self.settings.lateness)
@@ -95,7 +82,7 @@ class SynapseConnector(PagedConnector):
             Unavailable: The issuer of tokens does not answer; likewise.
             Misconfigured: SQL grants are asked for without the extra `synapse-sql`.
         """
-        settings, snapshot_at = self.settings, self._clock()
+        settings, snapshot_at = self.settings, self.context.clock()
         if settings.sql_pools or settings.serverless_databases:
             load_driver()
         # A credential that is refused is no gap: then nothing can be known.
@@ -124,7 +111,7 @@ class SynapseConnector(PagedConnector):
             Misconfigured: Tables, a workspace or an extra are missing; names every one.
         """
         settings, api = self.settings, self._api
-        probes: list[Awaitable[None]] = [api.log_analytics.probe(self._query, self._clock())]
+        probes: list[Awaitable[None]] = [api.log_analytics.probe(self._query, self.context.clock())]
         if settings.synapse_rbac:
             probes.append(api.check_synapse())
         if settings.azure_rbac or settings.activity_log:
@@ -146,9 +133,9 @@ class SynapseConnector(PagedConnector):
 
     @property
     def _api(self) -> Api:
-        # Made on first use: a clock or an event loop may be handed in after construction.
+        # Made on first use: after `close` another one begins.
         if self._made is None:
-            self._made = Api(self.settings, lambda: self._clock(), self._sleep)
+            self._made = Api(self.settings, self.context)
         return self._made
 
     def _streams(self) -> list[WindowedStream]:

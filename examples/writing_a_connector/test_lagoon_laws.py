@@ -9,6 +9,7 @@ import pytest
 from lagoon_connector import LagoonConnector
 from lagoon_server import SECRET, LagoonFake, serving
 
+from verity_sdk.context import Context
 from verity_sdk.testing import Clock, ConnectorLaws, FakedSource
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -26,7 +27,8 @@ class LagoonSource(FakedSource):
         self.url = url
 
     def connector(self) -> LagoonConnector:
-        connector = Unhurried(
+        return Context(self.now, self.sleep).construct(
+            Unhurried,
             {
                 "connector_id": "harbour",
                 "url": self.url,
@@ -35,11 +37,7 @@ class LagoonSource(FakedSource):
                 "page_events": 7,
                 "http": {"read_timeout": "500ms", "retry_budget": "5s"},
             },
-            None,
-            None,
         )
-        connector._clock, connector._sleep = self.now, self.sleep
-        return connector
 
     def secrets(self) -> list[str]:
         return [SECRET, "bearer-0", "bearer-1"]

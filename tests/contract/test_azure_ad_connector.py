@@ -30,6 +30,7 @@ from verity_sdk import (
     SnapshotScope,
     Unavailable,
 )
+from verity_sdk.context import Context
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -54,9 +55,8 @@ class Tenant:
     connectors: list[AzureAdConnector] = field(default_factory=list)
 
     def connector(self, **settings: Any) -> AzureAdConnector:
-        made = Unhurried(self.fake.settings(self.url, **{"http": HTTP, **settings}), None, None)
-        made._clock = self.fake.clock
-        made._sleep = self.sleep
+        table = self.fake.settings(self.url, **{"http": HTTP, **settings})
+        made = Context(self.fake.clock, self.sleep).construct(Unhurried, table)
         self.connectors.append(made)
         return made
 
@@ -879,8 +879,7 @@ async def test_azure_identity_may_sign_in(tenant: Tenant, monkeypatch: pytest.Mo
     monkeypatch.setattr("connectors.azure_ad.connector.azure_default_credential", found)
     settings = tenant.fake.settings(tenant.url, credential="azure")
     del settings["client_secret"]
-    connector = Unhurried(settings, None, None)
-    connector._clock = tenant.fake.clock
+    connector = Context(tenant.fake.clock).construct(Unhurried, settings)
     collected = await Collected(SINCE).one_pass(connector)
     await connector.close()
     assert collected.ids == tenant.fake.event_ids()

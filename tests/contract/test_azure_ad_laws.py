@@ -12,6 +12,7 @@ from fakes.kit import Clock, serving
 from fakes.world import World
 
 from connectors.azure_ad import AzureAdConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import ConnectorLaws, FakedSource
 
 
@@ -34,10 +35,8 @@ class AzureAdSource(FakedSource):
 
     def connector(self) -> AzureAdConnector:
         http = {"connect_timeout": "1s", "read_timeout": "1s", "retry_budget": "3s"}
-        connector = Unhurried(self.tenant.settings(self.url, http=http), None, None)
-        connector._clock = self.tenant.clock
-        connector._sleep = self.sleep
-        return connector
+        table = self.tenant.settings(self.url, http=http)
+        return Context(self.tenant.clock, self.sleep).construct(Unhurried, table)
 
     def secrets(self) -> set[str]:
         return {self.tenant.client_secret, *self.tenant._bearers}

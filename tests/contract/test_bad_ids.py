@@ -20,6 +20,7 @@ from fakes.world import World
 
 from connectors.databricks import DatabricksConnector
 from verity_sdk.connector_base import PermissionSnapshot
+from verity_sdk.context import Context
 from verity_sdk.pages import SnapshotGap
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -92,7 +93,8 @@ async def test_databricks_loses_what_the_object_holds(status: int, bad: str) -> 
     clock = Clock(NOW)
     fake = DatabricksFake(World(), clock)
     with serving(with_bad_ids(fake.app, [bad], status)) as url:
-        connector = DatabricksConnector(
+        connector = Context(clock).construct(
+            DatabricksConnector,
             {
                 "connector_id": "dbx",
                 "host": url,
@@ -101,10 +103,7 @@ async def test_databricks_loses_what_the_object_holds(status: int, bad: str) -> 
                 "client_secret": CLIENT_SECRET,
                 "snapshot_source": "rest",
             },
-            None,
-            None,
         )
-        connector._clock = clock
         try:
             rows = [one async for one in connector.snapshot_permissions()]
         finally:

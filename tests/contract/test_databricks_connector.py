@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,12 +31,14 @@ from connectors.databricks import DatabricksConnector
 from connectors.databricks.settings import PRIVILEGE_VIEWS
 from connectors.databricks.warehouse import RESTARTS_MAX
 from verity_sdk.connector_base import PermissionSnapshot
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
 from verity_sdk.pages import Page, Position, SnapshotGap, SnapshotScope
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(hours=30)
 Make = Callable[..., DatabricksConnector]
+Sleep = Callable[[float], Awaitable[None]]
 LOGIN = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 
 
@@ -59,7 +61,11 @@ async def make(fake: DatabricksFake, stage: tuple[Stage, str, str]) -> AsyncIter
     """Makes connectors that look at the fake with its clock, and sleep by moving it."""
     made: list[DatabricksConnector] = []
 
-    def one(**changes: Any) -> DatabricksConnector:
+    async def by_the_clock(seconds: float) -> None:
+        fake.clock.advance(timedelta(seconds=seconds))
+        await asyncio.sleep(0)
+
+    def one(*, sleep: Sleep = by_the_clock, **changes: Any) -> DatabricksConnector:
         config = {
             "connector_id": "dbx",
             "host": stage[1],
@@ -69,14 +75,7 @@ async def make(fake: DatabricksFake, stage: tuple[Stage, str, str]) -> AsyncIter
             **({} if "token" in changes or "azure_client_id" in changes else LOGIN),
             **changes,
         }
-        connector = DatabricksConnector(config, None, None)
-        connector._clock = fake.clock
-
-        async def sleep(seconds: float) -> None:
-            fake.clock.advance(timedelta(seconds=seconds))
-            await asyncio.sleep(0)
-
-        connector._sleep = sleep
+        connector = Context(fake.clock, sleep).construct(DatabricksConnector, config)
         made.append(connector)
         return connector
 
@@ -157,15 +156,13 @@ async def test_a_pass_that_is_cancelled_cancels_its_statement(
 ) -> None:
     history(fake)
     fake.polls_pending = 10**9
-    connector = make(slice_max="7d")
     polled = asyncio.Event()
 
     async def sleep(_: float) -> None:
         polled.set()
         await asyncio.sleep(3600)
 
-    connector._sleep = sleep
-    task = asyncio.create_task(pages_of(connector))
+    task = asyncio.create_task(pages_of(make(slice_max="7d", sleep=sleep)))
     await polled.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -176,18 +173,16 @@ async def test_a_pass_that_is_cancelled_cancels_its_statement(
 async def test_a_cancellation_that_fails_hides_nothing(fake: DatabricksFake, make: Make) -> None:
     history(fake)
     fake.polls_pending = 1000
-    connector = make(statement_timeout="2m", slice_max="7d", http={"retry_budget": "1s"})
-    original = connector._sleep
 
     async def sleep(seconds: float) -> None:
-        await original(seconds)
+        fake.clock.advance(timedelta(seconds=seconds))
         if fake.clock() - NOW > timedelta(minutes=2):
             fake.polls_pending = 0
             fake.faults.inject(Fault.UNAVAILABLE, times=1, after=1)
 
-    connector._sleep = sleep
+    short = {"statement_timeout": "2m", "http": {"retry_budget": "1s"}}
     with pytest.raises(Unavailable, match="does not start"):
-        await pages_of(connector)
+        await pages_of(make(slice_max="7d", sleep=sleep, **short))
     assert fake.cancelled == []
 
 
@@ -289,18 +284,15 @@ async def test_a_statement_whose_result_was_closed_is_unavailable(
     fake: DatabricksFake, make: Make
 ) -> None:
     history(fake)
-    connector = make(slice_max="7d")
-    original = connector._sleep
 
     async def sleep(seconds: float) -> None:
-        await original(seconds)
+        fake.clock.advance(timedelta(seconds=seconds))
         for running in fake._statements.values():
             fake._execute(running)
         fake.clock.advance(timedelta(hours=2))
 
-    connector._sleep = sleep
     with pytest.raises(Unavailable, match="CLOSED"):
-        await pages_of(connector)
+        await pages_of(make(slice_max="7d", sleep=sleep))
 
 
 async def test_links_that_expire_are_asked_for_anew(fake: DatabricksFake, make: Make) -> None:

@@ -13,6 +13,7 @@ from fakes.kit import Clock, Fault
 from fakes.world import World
 
 from connectors.databricks import DatabricksConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import ConnectorLaws, FakedSource, Verdict, judge
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -49,10 +50,7 @@ class DatabricksSource(FakedSource):
         }
 
     def connector(self) -> DatabricksConnector:
-        made = DatabricksConnector(self._config, None, None)
-        made._clock = self.fake.clock
-        made._sleep = self.sleep
-        return made
+        return Context(self.fake.clock, self.sleep).construct(DatabricksConnector, self._config)
 
     def grants(self) -> Collection[tuple[str, ...]]:
         return self.fake.grants("rest")

@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from connectors.fabric import FabricConnector, clients
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
 from verity_sdk.pages import Gap, Page, Position, RejectedRecord, SnapshotGap, SnapshotScope
 
@@ -100,9 +101,11 @@ class Tenant:
         self.clock.advance(timedelta(seconds=seconds))
 
     @asynccontextmanager
-    async def connector(self, **settings: Any) -> AsyncIterator[FabricConnector]:
-        connector = FabricConnector(self.table(**settings), None, None)
-        connector._clock, connector._sleep = self.clock, self.sleep
+    async def connector(
+        self, context: Context | None = None, **settings: Any
+    ) -> AsyncIterator[FabricConnector]:
+        context = context or Context(self.clock, self.sleep)
+        connector = context.construct(FabricConnector, self.table(**settings))
         try:
             yield connector
         finally:
@@ -381,9 +384,9 @@ async def test_what_the_tenant_no_longer_keeps_is_a_gap(tenant: Tenant) -> None:
 
 
 async def test_the_edge_of_what_is_kept_is_a_gap_and_no_refusal(tenant: Tenant) -> None:
-    async with tenant.connector(slice_max="24h") as connector:
-        slow = timedelta(seconds=90)  # The worker's clock is behind the tenant's.
-        connector._clock = lambda: tenant.clock() - slow
+    slow = timedelta(seconds=90)  # The worker's clock is behind the tenant's.
+    context = Context(lambda: tenant.clock() - slow, tenant.sleep)
+    async with tenant.connector(context, slice_max="24h") as connector:
         position = Position(NOW - timedelta(days=40), until=NOW - timedelta(days=27))
         found = await tenant.one_pass(connector, position)
     assert not found.errors
@@ -667,15 +670,12 @@ async def test_a_scan_without_an_end_is_a_gap_in_time(tenant: Tenant) -> None:
 
 
 async def test_a_result_that_is_gone_is_scanned_for_again(tenant: Tenant) -> None:
-    async with tenant.connector() as connector:
-        sleep = connector._sleep
+    async def long(seconds: float) -> None:
+        await tenant.sleep(seconds)
+        if len(tenant.slept) == 2:
+            tenant.clock.advance(timedelta(hours=25))
 
-        async def long(seconds: float) -> None:
-            await sleep(seconds)
-            if len(tenant.slept) == 2:
-                tenant.clock.advance(timedelta(hours=25))
-
-        connector._sleep = long
+    async with tenant.connector(Context(tenant.clock, long)) as connector:
         found = Snapshot()
         async for row in connector.snapshot_permissions():
             found.add(row)

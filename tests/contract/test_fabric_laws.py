@@ -12,6 +12,7 @@ from fakes.kit import Clock, serving
 from fakes.world import World
 
 from connectors.fabric import FabricConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import ConnectorLaws, FakedSource
 
 NOW = datetime(2026, 11, 24, 12, 30, 20, tzinfo=UTC)
@@ -48,9 +49,7 @@ class FabricSource(FakedSource):
             "workspaces_per_scan": 3,
             "http": {"read_timeout": 1, "retry_budget": 5},
         }
-        connector = FabricConnector(table, None, None)
-        connector._clock, connector._sleep = self.fake.clock, self.sleep
-        return connector
+        return Context(self.fake.clock, self.sleep).construct(FabricConnector, table)
 
     def secrets(self) -> Collection[str]:
         return [CLIENT_SECRET, "fabric-token-powerbi"]

@@ -36,6 +36,7 @@ from fakes.world import World
 from connectors.hr import HrConnector, known
 from connectors.hr import connector as connector_module
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.pages import Page, Position, RejectedRecord, SnapshotGap, SnapshotScope
 
@@ -56,12 +57,8 @@ class Reader:
     pages: list[Page] = field(default_factory=list)
 
     def connector(self, **changes: Any) -> HrConnector:
-        one = HrConnector(
-            {"connector_id": "hr", "http": HTTP, **self.settings, **changes}, None, None
-        )
-        one._clock = self.fake.clock
-        one._sleep = self._sleep
-        return one
+        table = {"connector_id": "hr", "http": HTTP, **self.settings, **changes}
+        return Context(self.fake.clock, self._sleep).construct(HrConnector, table)
 
     async def _sleep(self, seconds: float) -> None:
         self.fake.clock.advance(timedelta(seconds=seconds))

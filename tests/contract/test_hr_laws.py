@@ -22,6 +22,7 @@ from fakes.kit import Clock, serving
 from fakes.world import World
 
 from connectors.hr import HrConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import ConnectorLaws, FakedSource, Fault, GrantTuple
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -39,10 +40,7 @@ class HrSource(FakedSource):
         self._settings = {"connector_id": "people", "http": HTTP, "page_events": 12, **settings}
 
     def connector(self) -> HrConnector:
-        connector = HrConnector(self._settings, None, None)
-        connector._clock = self.fake.clock
-        connector._sleep = self.sleep
-        return connector
+        return Context(self.fake.clock, self.sleep).construct(HrConnector, self._settings)
 
 
 class OAuthSource(HrSource):

@@ -14,6 +14,7 @@ import pytest
 from postgres_servers import LOG_STATEMENT, PASSWORD, SUPERUSER, TestServer, server, wheel_binaries
 
 from connectors.postgres import PostgresConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import Clock, ConnectorLaws, Fault, SourceUnderTest
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -68,7 +69,8 @@ class LogDirectorySource(SourceUnderTest):
 
     def connector(self) -> PostgresConnector:
         port = self.port if self._silent is None else self._silent.getsockname()[1]
-        made = PostgresConnector(
+        return Context(self.clock).construct(
+            PostgresConnector,
             {
                 "connector_id": "pg",
                 "source": "directory",
@@ -81,11 +83,7 @@ class LogDirectorySource(SourceUnderTest):
                 "page_bytes": 4096,
                 "connect_timeout": 1,
             },
-            None,
-            None,
         )
-        made._clock = self.clock
-        return made
 
     def now(self) -> datetime:
         return self.clock()

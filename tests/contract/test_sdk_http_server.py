@@ -28,8 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from verity_sdk.auth import FixedAuthorization
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_sdk.http import Answer, HttpClient, HttpSettings, report_wait
+from verity_sdk.http import Answer, HttpClient, HttpSettings
 
 SECRET = "s3cr3t-t0ken"
 HANGING = b"hanging"
@@ -398,7 +399,7 @@ async def test_a_cancelled_request_leaves_the_client_usable(start: Start) -> Non
 
 async def test_a_pause_is_slept_without_a_sleep_handed_in(start: Start) -> None:
     waits: list[datetime | None] = []
-    report_wait.set(lambda at, why: waits.append(at))
+    Context(report_wait=lambda at, why: waits.append(at)).enter()
     server = await start(raw("429 x", b"", "Retry-After: 0.3"), raw("200 OK", b"[1]"))
     async with client(server.host) as http:
         before = asyncio.get_running_loop().time()

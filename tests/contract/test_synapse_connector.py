@@ -20,6 +20,7 @@ from connectors.synapse import api as api_module
 from connectors.synapse import connector as connector_module
 from connectors.synapse.sql_grants import SqlCatalog
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.pages import Page, Position, SnapshotGap, SnapshotScope
 from verity_sdk.times import format_utc
@@ -38,14 +39,11 @@ class Served:
     def connector(self, **others: Any) -> SynapseConnector:
         http = {"connect_timeout": "2s", "read_timeout": "2s", "retry_budget": "5s"}
         settings = settings_of(self.url, **{"http": http, "query_timeout": "2s", **others})
-        connector = SynapseConnector(settings, None, None)
-        connector._clock = self.fake.clock
 
         async def sleep(seconds: float) -> None:
             self.fake.clock.advance(timedelta(seconds=seconds))
 
-        connector._sleep = sleep
-        return connector
+        return Context(self.fake.clock, sleep).construct(SynapseConnector, settings)
 
     async def pages(self, position: Position, **others: Any) -> list[Page]:
         connector = self.connector(**others)
@@ -518,8 +516,7 @@ class TestCheck:
         connector = served.connector()
         settings = settings_of(served.url) | others
         await connector.close()
-        connector = SynapseConnector(settings, None, None)
-        connector._clock = served.fake.clock
+        connector = Context(served.fake.clock).construct(SynapseConnector, settings)
         with pytest.raises(Misconfigured, match=says):
             await connector.check()
         await connector.close()

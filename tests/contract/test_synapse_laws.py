@@ -12,6 +12,7 @@ from fakes.synapse import CLIENT_SECRET, SynapseFake, settings_of
 from fakes.world import World
 
 from connectors.synapse import SynapseConnector
+from verity_sdk.context import Context
 from verity_sdk.testing import ConnectorLaws, FakedSource, Fault
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -40,10 +41,7 @@ class SynapseSource(FakedSource):
 
     def connector(self) -> SynapseConnector:
         settings = settings_of(self.url, http=HTTP, query_timeout="1s", **self.others)
-        connector = SynapseConnector(settings, None, None)
-        connector._clock = self.workspace.clock
-        connector._sleep = self.sleep
-        return connector
+        return Context(self.workspace.clock, self.sleep).construct(SynapseConnector, settings)
 
     def secrets(self) -> set[str]:
         return {CLIENT_SECRET, *self.workspace.tokens()}

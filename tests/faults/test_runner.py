@@ -21,6 +21,7 @@ from faults.memory import (
     event,
 )
 
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 from verity_sdk.pages import Page, PagedConnector, Position
@@ -77,9 +78,9 @@ class NoTopics:
 class MemoryRunner(ConnectorRunner):
     """A worker's runner over Kafka and Postgres in memory; it owns its one connector."""
 
-    def __init__(self, cls: type[PagedConnector]) -> None:
+    def __init__(self, cls: type[PagedConnector], **others: Any) -> None:
         options = ConnectorOptions(type="memory", poll_every=0.001, snapshot_every=None)
-        super().__init__(SETTINGS, [ConnectorSpec(CONNECTOR, cls, "memory", {}, options)])
+        super().__init__(SETTINGS, [ConnectorSpec(CONNECTOR, cls, "memory", {}, options)], **others)
         self.broker, self.script, self.asked = Broker(), Script(), Controls()
         self._store = MemoryCheckpoints().scripted(self.script)  # type: ignore[assignment]
         self._reader = MemoryReader(self.broker, self.script)  # type: ignore[assignment]
@@ -201,6 +202,34 @@ async def test_progress_makes_the_next_failure_the_first_one(
 ) -> None:
     ends = await ends_of([[], [], [progress], []], 4, monkeypatch)
     assert ends.failures[:4] == [1, 2, 1, 2], meaning
+
+
+async def test_a_connector_is_handed_the_workers_clocks_and_who_shows_its_waits() -> None:
+    """Behind `trusted` stands the database's clock, too."""
+    contexts: list[Context] = []
+    cls = http_connector([[DOWN, EMPTY]])
+
+    class Noting(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
+            super().__init__(config, kafka_producer, db_pool)
+            contexts.append(self.context)
+
+    def present() -> datetime:
+        return datetime.now(UTC)
+
+    runner = MemoryRunner(Noting, clock=present)
+    await runner.own_it()
+    await runner.reconcile_until(lambda: runner.state is State.CAUGHT_UP)
+    (context,) = contexts
+    assert context.clock is present
+    assert context.report_wait is not None
+    context.report_wait(utc_now(), "it is throttled")
+    assert runner.state is State.BACKING_OFF
+    context.report_wait(None, "")
+    assert runner.state is State.RUNNING
+    ahead = utc_now() + timedelta(hours=3)
+    assert context.trusted(ahead) < ahead - timedelta(hours=2)
+    await runner.revoke()
 
 
 class Locked(PagedConnector):

@@ -15,7 +15,7 @@ from connectors.azure_ad.streams import AUDITS, SIGN_INS, fetched
 from connectors.databricks.records import parse_rows
 from connectors.fabric.records import read_records
 from connectors.postgres.log_analytics import events_of as postgres_events_of
-from connectors.postgres.log_lines import Context, parse_line
+from connectors.postgres.log_lines import LogContext, parse_line
 from connectors.postgres.log_prefix import compiled
 from connectors.synapse.records import activity_events_of
 from connectors.synapse.records import events_of as synapse_events_of
@@ -58,7 +58,7 @@ def databricks(records: Sequence[bytes]) -> Found:
 
 
 def postgres(records: Sequence[bytes]) -> Found:
-    lines = [parse_line(one + b"\n", "f.json:7", Context("db1", "42")) for one in records]
+    lines = [parse_line(one + b"\n", "f.json:7", LogContext("db1", "42")) for one in records]
     return [one for line in lines for one in line.events], [
         line.rejected for line in lines if line.rejected is not None
     ]
@@ -93,7 +93,7 @@ def synapse_without_ids(records: Sequence[bytes]) -> Found:
 def postgres_in_azure(records: Sequence[bytes]) -> Found:
     found = workspace_rows(records, "PGSQLServerLogs")
     pattern = compiled("%t-%c-%l-%u-%d-")
-    events, rejected = postgres_events_of(found.rows, pattern, Context("db1", "42"))
+    events, rejected = postgres_events_of(found.rows, pattern, LogContext("db1", "42"))
     return events, [*found.rejected, *rejected]
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from connectors.postgres import PostgresConnector, Settings
 from connectors.postgres.files import place_of
 from connectors.postgres.log_analytics import events_of
-from connectors.postgres.log_lines import Context
+from connectors.postgres.log_lines import LogContext
 from connectors.postgres.log_prefix import DEFAULT_PREFIX, TABLE, compiled, jsonlog_line
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Malformed, Misconfigured
 from verity_sdk.log_analytics import IngestedRow
 from verity_sdk.pages import Page, Position, SnapshotGap
@@ -29,7 +30,7 @@ SERVER = (
     "/providers/Microsoft.DBforPostgreSQL/flexibleServers/db1"
 )
 PATTERN = compiled(DEFAULT_PREFIX)
-CONTEXT = Context(server="db1", system_identifier="sys", has_pgaudit=True)
+CONTEXT = LogContext(server="db1", system_identifier="sys", has_pgaudit=True)
 HEAD = "2026-11-24 09:59:58.123 UTC|6b050163.4246|7|alice|shop|"
 
 
@@ -143,7 +144,7 @@ class TestRows:
 
     def test_a_password_stands_nowhere(self) -> None:
         text = "statement: ALTER ROLE bob PASSWORD 'very-secret'"
-        context = Context(server="db1", system_identifier="sys", has_pgaudit=False)
+        context = LogContext(server="db1", system_identifier="sys", has_pgaudit=False)
         entry = row(HEAD + f"LOG:  {text}", Statement=text, Query=text, DetailLog=text)
         events, _ = events_of([entry], PATTERN, context)
         assert events
@@ -208,9 +209,7 @@ def table(url: str, **others: Any) -> dict[str, Any]:
 
 
 def connector_of(fake: SynapseFake, url: str) -> PostgresConnector:
-    connector = PostgresConnector(table(url), None, None)
-    connector._clock = fake.clock
-    return connector
+    return Context(fake.clock).construct(PostgresConnector, table(url))
 
 
 def add(fake: SynapseFake, number: int, at: datetime, ingested_at: datetime) -> str:
@@ -252,8 +251,7 @@ class TestPasses:
         lag = timedelta(days=2)
         ingested_at = NOW - timedelta(minutes=6)
         again = add(fake, 1, ingested_at - lag, ingested_at)
-        connector = PostgresConnector(table(url, retention="9d"), None, None)
-        connector._clock = fake.clock
+        connector = Context(fake.clock).construct(PostgresConnector, table(url, retention="9d"))
         position = Position(NOW - timedelta(hours=1))
         first = await pages_of(connector, position)
         fake.clock.advance(timedelta(minutes=9))
@@ -270,8 +268,7 @@ class TestPasses:
         fake, url = served
         ours = add(fake, 1, NOW - timedelta(hours=1), NOW - timedelta(hours=1))
         config = table(url) | {"dsn": "postgresql://a:b@127.0.0.1:1/shop"}
-        connector = PostgresConnector(config, None, None)
-        connector._clock = fake.clock
+        connector = Context(fake.clock).construct(PostgresConnector, config)
         pages = await pages_of(connector, Position(NOW - timedelta(hours=2)))
         assert [event.event_id for page in pages for event in page.events] == [ours]
 

@@ -14,11 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.postgres.log_lines import Context, parse_line, parse_timestamp, split_lines, zone_of
+from connectors.postgres.log_lines import (
+    LogContext,
+    parse_line,
+    parse_timestamp,
+    split_lines,
+    zone_of,
+)
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 
-PLAIN = Context(server="db1", system_identifier="42", own=("collector", "verity-stream/pg"))
+PLAIN = LogContext(server="db1", system_identifier="42", own=("collector", "verity-stream/pg"))
 PGAUDIT = replace(PLAIN, has_pgaudit=True)
 
 
@@ -41,7 +47,7 @@ def line(message: str, **changes: Any) -> bytes:
     return json.dumps(kept, ensure_ascii=False).encode() + b"\n"
 
 
-def events(data: bytes, context: Context = PLAIN) -> tuple[RawEvent, ...]:
+def events(data: bytes, context: LogContext = PLAIN) -> tuple[RawEvent, ...]:
     found = parse_line(data, "f.json:0", context)
     assert found.rejected is None, found.rejected
     return found.events

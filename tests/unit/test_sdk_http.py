@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.http import (
     Answer,
@@ -30,7 +31,6 @@ from verity_sdk.http import (
     HttpSettings,
     encoded,
     follow,
-    report_wait,
     retry_after_seconds,
     shared_budget,
     with_params,
@@ -407,7 +407,7 @@ async def test_a_bug_is_no_transport_error() -> None:
 
 async def test_each_wait_is_announced_and_cleared() -> None:
     api = Api(throttled("7"), throttled("3"), answer())
-    report_wait.set(lambda at, why: api.waits.append((at, why)))
+    Context(report_wait=lambda at, why: api.waits.append((at, why))).enter()
     await api.client().get(f"{API}/a?q={SECRET}")
     assert [at for at, _ in api.waits] == [
         NOW + timedelta(seconds=7),
@@ -428,7 +428,7 @@ async def test_a_wait_that_is_cancelled_is_cleared() -> None:
         await asyncio.Event().wait()
 
     api.sleep = sleep  # type: ignore[method-assign]
-    report_wait.set(lambda at, why: api.waits.append((at, why)))
+    Context(report_wait=lambda at, why: api.waits.append((at, why))).enter()
     task = asyncio.create_task(api.client().get(f"{API}/a"))
     await asleep.wait()
     task.cancel()
@@ -854,7 +854,7 @@ def test_a_long_wait_for_the_budget_is_announced_and_cleared() -> None:
     waits: list[tuple[datetime | None, str]] = []
 
     async def main() -> None:
-        report_wait.set(lambda at, why: waits.append((at, why)))
+        Context(report_wait=lambda at, why: waits.append((at, why))).enter()
         slow = shared_budget(("tenant", "slow"), requests=1, per=timedelta(minutes=5))
         quick = shared_budget(("tenant", "quick"), requests=1, per=timedelta(seconds=0.5))
         for budget in (quick, quick, slow, slow):

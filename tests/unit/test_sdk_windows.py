@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verity_sdk.clock import ClockDifference, clock_difference
+from verity_sdk.clock import ClockDifference
 from verity_sdk.connector_base import RawEvent
+from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.pages import Gap, Page, Position, RejectedRecord
 from verity_sdk.position import FIRST_SINCE
@@ -389,8 +390,7 @@ async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
     source = Source()
     policy = replace(POLICY, relook=30 * MINUTE, lateness=30 * MINUTE)
     difference = ClockDifference(lambda: 0.0)
-    token = clock_difference.set(difference)
-    try:
+    with Context(trusted=difference.trusted).within():
         place: Any = cursor(NOW - HOUR)
         seen: set[str] = set()
         for _ in range(6):
@@ -404,8 +404,6 @@ async def test_a_clock_that_is_hours_ahead_loses_nothing() -> None:
             seen |= set(ids(pages))
             assert pages[-1].complete_through is not None
             assert pages[-1].complete_through <= source.now
-    finally:
-        clock_difference.reset(token)
     assert seen == {event_id for event_id, _, _ in source.events}
 
 

@@ -13,6 +13,9 @@ Decisions and what was rejected: docs/decisions/0007-http.md.
     connections   httpx2
 """
 
+from typing import TYPE_CHECKING
+
+from verity_sdk.deprecation import moved
 from verity_sdk.http.answers import Answer
 from verity_sdk.http.budgets import ANNOUNCED_SECONDS_MIN, Budget, shared_budget
 from verity_sdk.http.client import REDIRECTS_MAX, Authorizer, HttpClient, follow
@@ -20,7 +23,6 @@ from verity_sdk.http.connections import KEEP_ALIVE_SECONDS
 from verity_sdk.http.retries import BACKOFF_SECONDS_MAX, RETRIED_STATUSES, retry_after_seconds
 from verity_sdk.http.settings import HttpSettings
 from verity_sdk.http.urls import encoded, with_params
-from verity_sdk.waits import report_wait
 
 __all__ = [
     "ANNOUNCED_SECONDS_MIN",
@@ -35,8 +37,10 @@ __all__ = [
     "HttpSettings",
     "encoded",
     "follow",
-    "report_wait",
     "retry_after_seconds",
     "shared_budget",
     "with_params",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"report_wait": "verity_sdk.context.OLD_REPORT_WAIT"})

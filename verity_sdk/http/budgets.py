@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from verity_sdk.waits import report_wait
+from verity_sdk.context import current_context
 
 ANNOUNCED_SECONDS_MIN = 1.0
 """A shorter wait for the budget is the usual pace, and not shown as `backing_off`."""
@@ -95,7 +95,7 @@ class _SharedBudget:
             use.is_changed.set()
 
     async def _wait(self, use: _Use, loop: asyncio.AbstractEventLoop) -> None:
-        report = report_wait.get()
+        report = current_context().report_wait
         is_announced = False
         try:
             while (seconds := self._seconds_until_free(use, loop.time())) > 0:

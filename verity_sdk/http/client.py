@@ -7,11 +7,12 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from random import Random
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode, urljoin
 
+from verity_sdk.context import Context, current_context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.http.answers import Answer, described
 from verity_sdk.http.budgets import Budget
@@ -62,8 +63,8 @@ class HttpClient:
             port belongs to it where it is not the scheme's own (`127.0.0.1:8080`).
         authorizer: None where the API needs no header.
         budget: None where no budget is documented.
-        clock: The time, aware UTC.
-        sleep: Waits so many seconds; handed in by tests.
+        context: The connector's. None: whichever is the current one when a request is made.
+        clock, sleep: In place of the context's.
         transport: An httpx2 transport, handed in by unit tests.
         random: Spreads the tries of those that failed together.
 
@@ -79,7 +80,8 @@ class HttpClient:
         hosts: Collection[str],
         authorizer: Authorizer | None = None,
         budget: Budget | None = None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        context: Context | None = None,
+        clock: Callable[[], datetime] | None = None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         transport: Any = None,
         random: Random | None = None,
@@ -90,12 +92,21 @@ class HttpClient:
         self._hosts = tuple(host_pattern(host) for host in hosts)
         self._authorizer = authorizer
         self._budget = budget
-        self._clock = clock
-        self._sleep = asyncio.sleep if sleep is None else sleep
+        self._context = context
+        self._own_clock = clock
+        self._own_sleep = sleep
         self._connections = Connections(settings, platform, transport)
 
     def __repr__(self) -> str:
         return f"HttpClient({self._platform!r}, hosts={list(self._hosts)})"
+
+    def clock(self) -> datetime:
+        """The present by which it waits, aware UTC."""
+        return (self._own_clock or self._surroundings.clock)()
+
+    @property
+    def _surroundings(self) -> Context:
+        return self._context or current_context()
 
     async def request(
         self,
@@ -148,17 +159,19 @@ class HttpClient:
             if not _is_header_value(value):
                 raise ValueError(f"the header {name} has characters that no header may have")
 
-        retries = Retries(self._settings, self._clock, self._sleep, self._random)
-        try:
-            while True:
-                try:
-                    return await self._attempt(call, frozenset(expect), retries)
-                except TryAgain as again:
-                    if not retries.may_go_on(again):
-                        raise again.final(retries.try_count) from again.__cause__
-                await retries.pause()
-        finally:
-            retries.end()
+        with self._surroundings.within():
+            sleep = self._own_sleep or self._surroundings.sleep
+            retries = Retries(self._settings, self.clock, sleep, self._random)
+            try:
+                while True:
+                    try:
+                        return await self._attempt(call, frozenset(expect), retries)
+                    except TryAgain as again:
+                        if not retries.may_go_on(again):
+                            raise again.final(retries.try_count) from again.__cause__
+                    await retries.pause()
+            finally:
+                retries.end()
 
     async def get(self, url: str, **options: Any) -> Answer:
         """`request("GET", …)`."""
@@ -272,7 +285,7 @@ class HttpClient:
             raise TryAgain(
                 what,
                 retry_after_seconds=retry_after_seconds(
-                    answer.headers.get("retry-after"), self._clock()
+                    answer.headers.get("retry-after"), self.clock()
                 ),
                 may_be_repeated=call.is_idempotent or answer.status == 429,
             )

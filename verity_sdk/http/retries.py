@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from random import Random
 
+from verity_sdk.context import current_context
 from verity_sdk.errors import Unavailable
 from verity_sdk.http.settings import HttpSettings
-from verity_sdk.waits import report_wait
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Retries:
         self._pause_seconds_max = settings.retry_after_max.total_seconds()
         self._clock = clock
         self._sleep = sleep
-        self._report = report_wait.get()
+        self._report = current_context().report_wait
         self._is_announced = False
         self._pause_seconds = 0.0
         self.try_count = 1

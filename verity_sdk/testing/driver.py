@@ -314,6 +314,4 @@ async def opened(source: SourceUnderTest) -> AsyncIterator[BaseConnector]:
     try:
         yield connector
     finally:
-        close = getattr(connector, "close", None)
-        if close is not None:
-            await close()
+        await connector.close()

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pytest
 
 from verity_sdk.batches import closing
-from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent
+from verity_sdk.connector_base import BaseConnector, PermissionSnapshot, RawEvent, has_check
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable, VerityError
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
 from verity_sdk.position import NAME_RULE, is_valid_name
@@ -187,7 +187,7 @@ class ConnectorLaws:
         """The platform's name, in the report."""
         if cls.connector_class is None:
             return cls.__name__
-        return str(getattr(cls.connector_class, "PLATFORM", cls.connector_class.__name__))
+        return cls.connector_class.PLATFORM or cls.connector_class.__name__
 
     # Events
 
@@ -699,9 +699,8 @@ class ConnectorLaws:
                 async with opened(source) as connector:
                     await self._expect_denied("a snapshot", self._snapshot(connector))
             async with opened(source) as connector:
-                check: Callable[[], Awaitable[None]] | None = getattr(connector, "check", None)
-                if check is not None:
-                    await self._expect_denied("check()", check())
+                if has_check(connector):
+                    await self._expect_denied("check()", connector.check())
             source.heal()
             source.advance(timedelta(hours=1))
             await self._collect_all(collector)
@@ -838,9 +837,7 @@ class ConnectorLaws:
                 async with opened(source) as connector:
                     await watched(what, collector.one_pass(connector))
                     await watched(what.replace("a pass", "a snapshot"), self._snapshot(connector))
-                    check: Callable[[], Awaitable[None]] | None = getattr(connector, "check", None)
-                    if check is not None:
-                        await watched(what.replace("a pass", "check()"), check())
+                    await watched(what.replace("a pass", "check()"), connector.check())
                     seen.append(("the connector's repr", f"{connector!r} {connector}"))
                     for name in ("config", "settings"):
                         held = getattr(connector, name, None)
@@ -895,9 +892,7 @@ class ConnectorLaws:
                     collector = self._collector(source, since)
                     await watched(f"a pass under {fault.name}", collector.one_pass(connector))
                     await watched(f"a snapshot under {fault.name}", self._snapshot(connector))
-                    check: Callable[[], Awaitable[None]] | None = getattr(connector, "check", None)
-                    if check is not None:
-                        await watched(f"check() under {fault.name}", check())
+                    await watched(f"check() under {fault.name}", connector.check())
                 source.heal()
                 source.advance(timedelta(hours=1))
 
@@ -916,7 +911,7 @@ class ConnectorLaws:
             collector = self._collector(source, self._lay(source))
             await self._collect_all(collector)
             self._expect_truth(collector)
-            platform = getattr(self.connector_class, "PLATFORM", None)
+            platform = self.connector_class.PLATFORM if self.connector_class else None
             for event in collector.events.values():
                 _require_publishable(event, platform)
 

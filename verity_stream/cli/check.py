@@ -13,6 +13,7 @@ import click
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from verity_sdk.connector_base import BaseConnector, has_check
 from verity_sdk.errors import Denied, Misconfigured, VerityError
 from verity_stream.cli.output import one_line, quiet_logs
 from verity_stream.kafka.clients import kafka_admin, partition_counts
@@ -225,12 +226,11 @@ async def _check_connector(
     spec: ConnectorSpec, pool: Any, seconds: float, findings: Findings
 ) -> None:
     where = f"[connectors.{spec.connector_id}] "
-    connector: Any = None
+    connector: BaseConnector | None = None
     try:
         connector = spec.cls(spec.config, PublishedByTheRelay(), pool)
-        own_check = getattr(connector, "check", None)
-        if inspect.iscoroutinefunction(own_check):
-            await asyncio.wait_for(own_check(), seconds)
+        if has_check(connector) and inspect.iscoroutinefunction(connector.check):
+            await asyncio.wait_for(connector.check(), seconds)
             findings.good.append(f"{where}its source answers")
         else:
             findings.good.append(f"{where}constructed; its type can't check its source")
@@ -241,9 +241,8 @@ async def _check_connector(
     except Exception as error:  # noqa: BLE001 - whatever a connector raises is what is looked for
         findings.add(where, error)
     finally:
-        close = getattr(connector, "close", None)
-        if inspect.iscoroutinefunction(close):
+        if connector is not None and inspect.iscoroutinefunction(connector.close):
             try:
-                await asyncio.wait_for(close(), CLOSE_SECONDS)
+                await asyncio.wait_for(connector.close(), CLOSE_SECONDS)
             except Exception as error:  # noqa: BLE001 - as above
                 findings.add(f"{where}closing: ", error)

@@ -18,10 +18,10 @@ from typing import Any
 import structlog
 
 from verity_sdk.batches import Limits
-from verity_sdk.clock import ClockDifference, clock_difference
+from verity_sdk.clock import ClockDifference
 from verity_sdk.connector_base import BaseConnector
+from verity_sdk.context import Context, WaitReport
 from verity_sdk.errors import Denied, Fenced, Misconfigured, Unavailable
-from verity_sdk.waits import WaitReport, report_wait
 from verity_stream.kafka.clients import AIOKAFKA, Clients
 from verity_stream.kafka.committed import CommittedReader
 from verity_stream.kafka.partitions import partition_for
@@ -351,8 +351,11 @@ class ConnectorRunner:
         assert self._store is not None  # noqa: S101 - start() comes first
         assert self._ids is not None  # noqa: S101 - so does it
         connector: BaseConnector | None = None
-        clock_difference.set(self._difference)
-        report_wait.set(shown_as_backing_off(one.status, asyncio.current_task()))
+        Context(
+            self._clock,
+            report_wait=shown_as_backing_off(one.status, asyncio.current_task()),
+            trusted=self._difference.trusted,
+        ).enter()
         try:
             connector = one.connector = self._construct(spec)
             one.relay = Relay(
@@ -472,6 +475,7 @@ class ConnectorRunner:
         connector: BaseConnector | None = None
         try:
             started_at = await self._controls.now()
+            Context(self._clock).enter()
             connector = self._construct(spec)
             await publisher.start()
             result = await publish_snapshot(
@@ -622,10 +626,10 @@ def shown_as_backing_off(status: Status, life: asyncio.Task[Any] | None = None) 
 
 
 async def _close(connector: BaseConnector | None) -> None:
-    """Let the connector close what it opened, if it has a `close`; bounded, never raises."""
-    close = getattr(connector, "close", None)
-    if close is None:
+    """Let the connector close what it opened; bounded, never raises."""
+    if connector is None:
         return
+    close = connector.close
 
     async def contained() -> None:
         try:

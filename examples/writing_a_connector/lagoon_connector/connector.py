@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
-
-from pydantic import ValidationError
 
 from lagoon_connector.records import PLATFORM, box_ref, events_of
 from lagoon_connector.settings import Settings
 from verity_sdk import (
-    Misconfigured,
     Page,
     PagedConnector,
     PermissionSnapshot,
@@ -36,6 +32,7 @@ RESTARTS_MAX = 3
 class LagoonConnector(PagedConnector):
     """Who opened which Lagoon box, and who may."""
 
+    settings: Settings
     PLATFORM = PLATFORM
     Settings = Settings
 
@@ -48,11 +45,7 @@ class LagoonConnector(PagedConnector):
     requests_per_minute: ClassVar[int] = 600
 
     def __init__(self, config: Any, kafka_producer: Any, db_pool: Any) -> None:
-        self.settings = _settings(config)
-        super().__init__(self.settings, kafka_producer, db_pool)
-        # Handed in by tests; what is made below asks for them when it needs them.
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        super().__init__(config, kafka_producer, db_pool)
         self._issuer = self._client()
         self._api = self._client(
             authorizer=ClientCredentials(
@@ -61,7 +54,6 @@ class LagoonConnector(PagedConnector):
                 client_id=self.settings.client_id,
                 client_secret=self.settings.client_secret,
                 scope="audit",
-                clock=lambda: self._clock(),
             ),
             # One budget for all connectors of this process that use the same client.
             budget=shared_budget(
@@ -83,13 +75,13 @@ class LagoonConnector(PagedConnector):
             page_events=self.settings.page_events,
         )
         audit = WindowedStream("audit", self._fetch, policy)
-        return windowed_pages([audit], position, lambda: self._clock())
+        return windowed_pages([audit], position, self.context.clock)
 
     async def snapshot_permissions(
         self,
     ) -> AsyncIterator[PermissionSnapshot | SnapshotGap | SnapshotScope]:
         """The members of every box; a box that can't be read is a gap, not an empty box."""
-        snapshot_at = self._clock()
+        snapshot_at = self.context.clock()
         for box in await self._listing("/boxes"):
             name = box["name"]
             answer = await self._api.get(
@@ -147,8 +139,7 @@ class LagoonConnector(PagedConnector):
             self.settings.http,
             platform=PLATFORM,
             hosts=[urlsplit(self.settings.url).netloc],
-            clock=lambda: self._clock(),
-            sleep=lambda seconds: self._sleep(seconds),
+            context=self.context,
             **options,
         )
 
@@ -163,16 +154,3 @@ def _items(answer: Answer) -> list[Any]:
 def _next(answer: Answer) -> str | None:
     following: str | None = answer.json().get("next")
     return following
-
-
-def _settings(config: Any) -> Settings:
-    if isinstance(config, Settings):
-        return config
-    try:
-        return Settings.model_validate(dict(config))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise Misconfigured(faults) from None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from connectors.postgres.log_lines import Context, parse_line, split_lines
+from connectors.postgres.log_lines import LogContext, parse_line, split_lines
 from verity_sdk.connector_base import RawEvent
 from verity_stream.records import Checkpoint
 
@@ -100,7 +100,7 @@ class Proof:
         return found
 
 
-def events_in_log(directory: Path, context: Context) -> list[RawEvent]:
+def events_in_log(directory: Path, context: LogContext) -> list[RawEvent]:
     """The events that a server's jsonlog files hold now, read and parsed from the beginning.
 
     The rules of what counts are the connector's; how it reads, pages and restarts is not used.

@@ -16,7 +16,7 @@ import asyncpg
 import orjson
 from pydantic import SecretStr
 
-from connectors.postgres.log_lines import Context
+from connectors.postgres.log_lines import LogContext
 from connectors.postgres.settings import PLATFORM, Settings
 from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
@@ -145,14 +145,14 @@ class Scenario:
             DSN_VARIABLE: self.workload.dsn(COLLECTOR),
         }
 
-    def _context(self, identifier: str) -> Context:
+    def _context(self, identifier: str) -> LogContext:
         """What the connector learns from its settings and its server, from the same settings."""
         settings = Settings(
             connector_id=CONNECTOR_ID,
             dsn=SecretStr(self.workload.dsn(COLLECTOR)),
             server=SERVER,
         )
-        return Context(
+        return LogContext(
             server=settings.server_name,
             system_identifier=identifier,
             zone=UTC,
@@ -161,7 +161,7 @@ class Scenario:
             own=(COLLECTOR, settings.application_name),
         )
 
-    async def _kill_in_the_middle(self, worker: DemoWorker, context: Context) -> None:
+    async def _kill_in_the_middle(self, worker: DemoWorker, context: LogContext) -> None:
         worker.start()
         self.progress.say(f"worker-1 runs, pid {worker.pid}: faust -A verity_stream worker")
 
@@ -179,7 +179,7 @@ class Scenario:
         if not 0 < published < written:
             raise DemoFailed("the kill did not find the worker in the middle of the stream")
 
-    async def _prove(self, worker: DemoWorker, context: Context) -> Proof:
+    async def _prove(self, worker: DemoWorker, context: LogContext) -> Proof:
         source_ids = [event.event_id for event in events_in_log(self.log_directory, context)]
         worker_seconds = self.progress.seconds
 
