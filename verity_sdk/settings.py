@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from verity_sdk.errors import Misconfigured
 
@@ -45,6 +54,68 @@ def _seconds(value: float) -> timedelta:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 """A `timedelta` that is written as seconds or as a string with a unit."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself, where http will do."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def checked_url(url: str) -> str:
+    """The root of an API without a slash at its end; https, or http on the loopback.
+
+    Raises:
+        ValueError: It is none, or holds a user, a query or a fragment. The value stays out of the
+            message: it may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    is_plain = host and not (parts.query or parts.fragment or parts.username or parts.password)
+    if not is_plain or not (
+        parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    ):
+        raise ValueError("not a URL of the form https://host/path (http on the loopback only)")
+    return url.rstrip("/")
+
+
+def checked_origin(url: str) -> str:
+    """As `checked_url`, and without a path.
+
+    Raises:
+        ValueError: It has one, or as `checked_url`.
+    """
+    url = checked_url(url)
+    if urlsplit(url).path:
+        raise ValueError("not of the form https://host, without a path")
+    return url
+
+
+Url = Annotated[str, AfterValidator(checked_url)]
+"""The root of an API: https://host/path."""
+UrlOrDefault = Annotated[str, AfterValidator(lambda url: checked_url(url) if url else url)]
+"""Likewise, or empty: then it is derived from other settings."""
+Origin = Annotated[str, AfterValidator(checked_origin)]
+"""Likewise, https://host alone."""
+
+
+class Table(BaseModel):
+    """A table of `verity.toml`. Input values are hidden in errors: some of them are secrets."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+
+class ConnectorSettings(Table):
+    """The table of a connector."""
+
+    connector_id: str = Field(min_length=1, description="The connector's own name.")
 
 
 def validated(model: type[M], config: Any) -> M:

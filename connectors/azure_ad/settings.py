@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from verity_sdk.http import HttpSettings
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, UrlOrDefault
 
 PLATFORM = "azure_ad"
 LOOKBACK = timedelta(hours=24)
@@ -37,17 +35,9 @@ _GRAPH_URLS: dict[Cloud, str] = {
 _NOT_A_TENANT = frozenset({"common", "organizations", "consumers"})
 
 
-class Settings(BaseModel):
-    """What the connector needs to know about the tenant it observes.
+class Settings(ConnectorSettings):
+    """What the connector needs to know about the tenant it observes."""
 
-    Input values are hidden in validation errors: they may hold the client secret.
-    """
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
     tenant_id: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$",
         description="The tenant's id, or one of its verified domains.",
@@ -67,8 +57,10 @@ class Settings(BaseModel):
         "(managed or workload identity, certificate); needs the extra `azure`.",
     )
     cloud: Cloud = Field(default="public", description="Derives login_url and graph_url.")
-    login_url: str = Field(default="", description="The token service. Default: of the cloud.")
-    graph_url: str = Field(
+    login_url: UrlOrDefault = Field(
+        default="", description="The token service. Default: of the cloud."
+    )
+    graph_url: UrlOrDefault = Field(
         default="",
         description="Microsoft Graph. Default: of the cloud. The US Government's DoD has "
         "https://dod-graph.microsoft.us.",
@@ -129,13 +121,6 @@ class Settings(BaseModel):
             raise ValueError("each kind of sign-in once")
         return sign_ins
 
-    @field_validator("login_url", "graph_url")
-    @classmethod
-    def _is_an_endpoint(cls, url: str) -> str:
-        if url and not _is_endpoint(url):
-            raise ValueError("not of the form https://host (http only on the loopback)")
-        return url.rstrip("/")
-
     @model_validator(mode="after")
     def _has_a_credential(self) -> Settings:
         for name in ("client_id", "client_secret") if self.credential == "secret" else ():
@@ -164,22 +149,3 @@ class Settings(BaseModel):
     def scope(self) -> str:
         """All application permissions that were consented to; of this cloud's Graph."""
         return f"{self.graph}/.default"
-
-
-def _is_endpoint(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError:
-        return False
-    if not host or parts.query or parts.fragment or parts.username is not None:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from verity_sdk.http import HttpSettings
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, Origin
 
 PLATFORM = "databricks"
 LOOKBACK = timedelta(hours=4)
@@ -62,19 +61,14 @@ Minutes = Annotated[Duration, Field(gt=timedelta(0), le=timedelta(hours=2))]
 Period = Annotated[Duration, Field(ge=timedelta(0), le=timedelta(days=365))]
 
 
-class Settings(BaseModel):
+class Settings(ConnectorSettings):
     """What the connector needs to know about the workspace it observes.
 
     Exactly one way to log in is given: `token`, or `client_id` with `client_secret`, or the three
-    `azure_…` fields. Input values are hidden in validation errors.
+    `azure_…` fields.
     """
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
-    host: str = Field(description="The workspace's URL: https://adb-….azuredatabricks.net.")
+    host: Origin = Field(description="The workspace's URL: https://adb-….azuredatabricks.net.")
     warehouse_id: str = Field(
         pattern=r"^[A-Za-z0-9_-]{1,64}$", description="The SQL warehouse that runs the queries."
     )
@@ -89,7 +83,7 @@ class Settings(BaseModel):
         None, min_length=1, description="Entra ID: the application (client) id."
     )
     azure_client_secret: SecretStr | None = Field(None, description="Entra ID: its secret.")
-    azure_login_host: str = Field(
+    azure_login_host: Origin = Field(
         "https://login.microsoftonline.com", description="Entra ID's host; national clouds differ."
     )
     azure_scope: str = Field(AZURE_DATABRICKS_SCOPE, description="The scope of the Entra ID token.")
@@ -172,24 +166,6 @@ class Settings(BaseModel):
         None, pattern=r"^[0-9]+$", description="In references. Default: asked."
     )
     http: HttpSettings = Field(HttpSettings(), description="Timeouts, proxy.")
-
-    @field_validator("host", "azure_login_host")
-    @classmethod
-    def _is_an_origin(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            is_origin = bool(parts.hostname) and not (parts.query or parts.fragment)
-            is_origin = is_origin and parts.path in {"", "/"} and parts.username is None
-            _ = parts.port
-        except ValueError:
-            is_origin = False
-            parts = urlsplit("")
-        is_safe = parts.scheme == "https" or (
-            parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
-        )
-        if not is_origin or not is_safe:
-            raise ValueError("not https://host (http on the loopback only), without a path")
-        return value.rstrip("/")
 
     @field_validator("privilege_views")
     @classmethod

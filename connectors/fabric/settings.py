@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from verity_sdk.http import HttpSettings
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, Url
 
 PLATFORM = "fabric"
 
@@ -23,17 +22,9 @@ SLICE_MAX = timedelta(hours=1)
 RETENTION = timedelta(days=28)
 
 
-class Settings(BaseModel):
-    """What the connector needs to know about the tenant it observes.
+class Settings(ConnectorSettings):
+    """What the connector needs to know about the tenant it observes."""
 
-    Input values are hidden in validation errors: one of them is a secret.
-    """
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
     tenant_id: str = Field(
         pattern=r"^[A-Za-z0-9.-]+$", description="The Entra ID tenant: its id or a domain of it."
     )
@@ -45,12 +36,12 @@ class Settings(BaseModel):
     client_id: str = Field("", description="The application's (client) id.")
     client_secret: SecretStr | None = Field(None, description="The application's secret.")
 
-    login_url: str = Field(
+    login_url: Url = Field(
         "https://login.microsoftonline.com", description="Issuer of tokens; national clouds differ."
     )
-    power_bi_url: str = Field("https://api.powerbi.com", description="Power BI REST API.")
-    fabric_url: str = Field("https://api.fabric.microsoft.com", description="Fabric REST API.")
-    graph_url: str = Field("https://graph.microsoft.com", description="Microsoft Graph.")
+    power_bi_url: Url = Field("https://api.powerbi.com", description="Power BI REST API.")
+    fabric_url: Url = Field("https://api.fabric.microsoft.com", description="Fabric REST API.")
+    graph_url: Url = Field("https://graph.microsoft.com", description="Microsoft Graph.")
     continuation_hosts: list[str] = Field(
         default_factory=lambda: ["*.analysis.windows.net"],
         description="Hosts besides those above that a `continuationUri` may lead to; the bearer "
@@ -129,14 +120,6 @@ class Settings(BaseModel):
     http: Annotated[HttpSettings, Field(strict=False)] = Field(
         default_factory=HttpSettings, description="Proxy, time limits, budget share."
     )
-
-    @field_validator("login_url", "power_bi_url", "fabric_url", "graph_url")
-    @classmethod
-    def _is_a_base_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.query:
-            raise ValueError("not a URL such as https://api.powerbi.com")
-        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _looks_back_far_enough(self) -> Settings:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import (
     AsyncIterator,
-    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -27,6 +26,7 @@ from connectors.hr.fields import LIST_FIELDS, SINGLE_NAMES, bamboohr_filter
 from connectors.hr.grants import grants_of
 from connectors.hr.known import Known
 from connectors.hr.reading import (
+    Asking,
     Reading,
     ReadingState,
     SnapshotItem,
@@ -38,7 +38,7 @@ from connectors.hr.reading import (
 )
 from connectors.hr.settings import BambooHr
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
-from verity_sdk.http import Answer, HttpClient, encoded
+from verity_sdk.http import Answer, encoded
 from verity_sdk.pages import RejectedRecord, SnapshotGap, SnapshotScope
 
 FEED_BEGINS_AT: Final = datetime(2011, 6, 5, tzinfo=UTC)
@@ -57,25 +57,12 @@ class BambooHrSource:
 
     Args:
         settings: Which company, and what may be read.
-        client: For its API, authorised.
-        lookback: How far before the newest change the feed is asked again.
-        portion: How many employees' records are read before they are handed over.
+        asking: How it is asked.
     """
 
-    def __init__(
-        self,
-        settings: BambooHr,
-        client: HttpClient,
-        *,
-        lookback: timedelta,
-        portion: int,
-        clock: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, settings: BambooHr, asking: Asking) -> None:
         self._settings = settings
-        self._client = client
-        self._lookback = lookback
-        self._portion = portion
-        self._clock = clock
+        self._asking = asking
         self._keep = bamboohr_filter(settings.fields)
         self._terminated = frozenset(one.lower() for one in settings.terminated_statuses)
 
@@ -89,7 +76,7 @@ class BambooHrSource:
         )
         since = max(FEED_BEGINS_AT, place.since)
         if not place.is_first:
-            since = max(FEED_BEGINS_AT, since - self._lookback)
+            since = max(FEED_BEGINS_AT, since - self._asking.lookback)
         faulty: list[RejectedRecord] = []
         before: dict[str, datetime] = {}
         baseline: dict[str, Record | None] = {}
@@ -118,7 +105,7 @@ class BambooHrSource:
         others = {one: employee for one, employee in baseline.items() if one not in pending}
         quiet: Iterable[Observation] = _baseline(others, tables, context, faulty)
         after = advanced(place, (one.changed_at for one in changes if one.changed_at <= bound))
-        parts = portions(todo, self._portion)
+        parts = portions(todo, self._asking.portion)
         if not parts:
             yield Reading((), quiet, faulty, is_news=bool(others), after=after)
         for number, part in enumerate(parts, 1):
@@ -211,7 +198,7 @@ class BambooHrSource:
 
     async def check(self) -> None:
         """See that the feed, both tables and the employees are open."""
-        now = self._clock()
+        now = self._asking.clock()
         await self._feed(now)
         for table in (JOB, STATUS):
             await self._table_of_changed(table, now)
@@ -388,7 +375,7 @@ class BambooHrSource:
             needs: What a 403 or 404 means here.
         """
         try:
-            answer = await self._client.get(
+            answer = await self._asking.client.get(
                 f"{self._settings.url}/{path}",
                 params=params,
                 headers={"Accept": "application/json"},

@@ -13,6 +13,7 @@ from connectors.hr.changes import learn, observe
 from connectors.hr.known import Known
 from connectors.hr.reading import (
     SETTLE,
+    Asking,
     Reading,
     ReadingState,
     Source,
@@ -160,20 +161,19 @@ class HrConnector(PagedConnector):
 
     def _build(self) -> tuple[str, Source]:
         settings = self.settings
-        options: dict[str, Any] = {
-            "lookback": settings.lookback,
-            "portion": settings.page_events,
-            "clock": self.context.clock,
-        }
         if settings.bamboohr is not None:
             bamboohr = settings.bamboohr
             client = self._client(bamboohr.url, _bamboohr_authorizer(bamboohr))
-            return bamboohr.company_domain, BambooHrSource(bamboohr, client, **options)
+            return bamboohr.company_domain, BambooHrSource(bamboohr, self._asking(client))
         if settings.scim is None:
             raise Misconfigured("neither the table bamboohr nor the table scim is there")
         scim = settings.scim
         client = self._client(scim.base_url, self._scim_authorizer(scim.auth))
-        return scim.source_name, ScimSource(scim, client, **options)
+        return scim.source_name, ScimSource(scim, self._asking(client))
+
+    def _asking(self, client: HttpClient) -> Asking:
+        settings = self.settings
+        return Asking(client, settings.lookback, settings.page_events, self.context.clock)
 
     def _scim_authorizer(self, auth: Bearer | Basic | ClientCredential) -> Authorizer:
         if isinstance(auth, Bearer):

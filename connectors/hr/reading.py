@@ -14,6 +14,7 @@ from connectors.hr.changes import Observation
 from connectors.hr.known import Known
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured
+from verity_sdk.http import HttpClient
 from verity_sdk.pages import Cursor, Position, RejectedRecord, SnapshotGap, SnapshotScope
 from verity_sdk.times import format_utc, parse_utc
 from verity_sdk.values import is_utf8
@@ -25,6 +26,23 @@ Otherwise a second change within it would look like a repeat of the first."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a source is asked.
+
+    Attributes:
+        client: For its API, authorised.
+        lookback: How far before the newest change is asked again.
+        portion: How many people are handed over at once.
+        clock: The present, aware UTC.
+    """
+
+    client: HttpClient
+    lookback: timedelta
+    portion: int
+    clock: Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import (
     AsyncIterator,
-    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -27,6 +26,7 @@ from connectors.hr.fields import GROUP_ATTRIBUTES, Keep, scim_filter
 from connectors.hr.grants import grants_of
 from connectors.hr.known import Known
 from connectors.hr.reading import (
+    Asking,
     Reading,
     ReadingState,
     SnapshotItem,
@@ -39,7 +39,7 @@ from connectors.hr.reading import (
 from connectors.hr.scim_records import Context, Record, Shown
 from connectors.hr.settings import Scim
 from verity_sdk.errors import Denied, Malformed, Unavailable
-from verity_sdk.http import Answer, HttpClient, encoded
+from verity_sdk.http import Answer, encoded
 from verity_sdk.pages import RejectedRecord, SnapshotGap, SnapshotScope
 from verity_sdk.times import format_utc
 
@@ -93,25 +93,12 @@ class ScimSource:
 
     Args:
         settings: Where it is, and what may be read.
-        client: For its API, authorised.
-        lookback: How far before the newest change a filter asks again.
-        portion: How many people are handed over at once.
+        asking: How it is asked.
     """
 
-    def __init__(
-        self,
-        settings: Scim,
-        client: HttpClient,
-        *,
-        lookback: timedelta,
-        portion: int,
-        clock: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, settings: Scim, asking: Asking) -> None:
         self._settings = settings
-        self._client = client
-        self._lookback = lookback
-        self._portion = portion
-        self._clock = clock
+        self._asking = asking
         self._keep_user = scim_filter(settings.attributes)
         self._keep_group = scim_filter(GROUP_ATTRIBUTES)
         self._shown = Shown.of(settings.attributes)
@@ -142,8 +129,8 @@ class ScimSource:
             )
         # Last, because they are noticed now.
         parts: list[Sequence[_Seen | Observation]] = [
-            *portions(changed, self._portion),
-            *portions(absent, self._portion),
+            *portions(changed, self._asking.portion),
+            *portions(absent, self._asking.portion),
         ]
         quiet: Iterable[Observation] = _observed(unchanged, listing.found, context, faulty)
         if not parts:
@@ -164,7 +151,7 @@ class ScimSource:
         )
         if not place.is_first and not is_due and (await self._can()).can_filter:
             # `ge` and a lookback: writes may become visible late, and `gt` would skip a twin.
-            since = f"{place.since - self._lookback:%Y-%m-%dT%H:%M:%SZ}"
+            since = f"{place.since - self._asking.lookback:%Y-%m-%dT%H:%M:%SZ}"
             try:
                 return await self._list("Users", f'meta.lastModified ge "{since}"'), False
             except FilterRefused:
@@ -387,7 +374,7 @@ class ScimSource:
         expect: Collection[int] = (),
     ) -> Answer:
         try:
-            return await self._client.get(
+            return await self._asking.client.get(
                 f"{self._settings.base_url}/{path}",
                 params=params,
                 headers={"Accept": "application/scim+json"},

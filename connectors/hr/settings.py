@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.hr.fields import BAMBOOHR_FIELDS, SCIM_ATTRIBUTES
 from verity_sdk.http import HttpSettings
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, Table, Url, UrlOrDefault
 
 PLATFORM = "hr"
 LOOKBACK = timedelta(hours=24)
@@ -23,13 +23,7 @@ _ATTRIBUTE = re.compile(r"[A-Za-z0-9_.:$-]{1,200}")
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-
-class BambooHr(_Model):
+class BambooHr(Table):
     """BambooHR: the table `[connectors.<id>.bamboohr]`."""
 
     company_domain: str = Field(
@@ -47,7 +41,7 @@ class BambooHr(_Model):
         description="A file that holds the access token and that somebody else keeps fresh; it is "
         "read again when BambooHR refuses the token.",
     )
-    api_url: str = Field(
+    api_url: UrlOrDefault = Field(
         default="",
         description="Default: https://{company_domain}.bamboohr.com/api/v1. The older gateway is "
         "https://api.bamboohr.com/api/gateway.php/{company_domain}/v1.",
@@ -74,11 +68,6 @@ class BambooHr(_Model):
     def _are_fields(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _checked(names, _FIELD)
 
-    @field_validator("api_url")
-    @classmethod
-    def _is_a_url(cls, url: str) -> str:
-        return _checked_url(url) if url else url
-
     @field_validator("access_token_file", mode="before")
     @classmethod
     def _is_a_path(cls, value: object) -> object:
@@ -102,14 +91,14 @@ class BambooHr(_Model):
         return self.api_key is None
 
 
-class Bearer(_Model):
+class Bearer(Table):
     """A token that does not change."""
 
     kind: Literal["bearer"] = Field(description="`bearer`.")
     token: SecretStr = Field(description="The token.")
 
 
-class Basic(_Model):
+class Basic(Table):
     """HTTP Basic."""
 
     kind: Literal["basic"] = Field(description="`basic`.")
@@ -117,11 +106,11 @@ class Basic(_Model):
     password: SecretStr = Field(description="With what.")
 
 
-class ClientCredential(_Model):
+class ClientCredential(Table):
     """OAuth 2.0 client credentials."""
 
     kind: Literal["client_credentials"] = Field(description="`client_credentials`.")
-    token_url: str = Field(description="Where tokens are issued.")
+    token_url: Url = Field(description="Where tokens are issued.")
     client_id: str = Field(description="The client's id.")
     client_secret: SecretStr = Field(description="The client's secret.")
     scope: str = Field(default="", description="What is asked for; left out if not given.")
@@ -130,16 +119,11 @@ class ClientCredential(_Model):
         description="Where id and secret go: into the `form`, or into the header (`basic`).",
     )
 
-    @field_validator("token_url")
-    @classmethod
-    def _is_a_url(cls, url: str) -> str:
-        return _checked_url(url)
 
-
-class Scim(_Model):
+class Scim(Table):
     """A SCIM 2.0 service provider: the table `[connectors.<id>.scim]`."""
 
-    base_url: str = Field(description="What stands before `/Users`, for example https://…/scim/v2.")
+    base_url: Url = Field(description="What stands before `/Users`, for example https://…/scim/v2.")
     name: str = Field(
         default="",
         pattern=r"^[^\s]{0,200}$",
@@ -178,11 +162,6 @@ class Scim(_Model):
     )
     concurrent_requests: int = Field(default=4, ge=1, le=32, description="Requests at once.")
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_a_url(cls, url: str) -> str:
-        return _checked_url(url)
-
     @field_validator("attributes")
     @classmethod
     def _are_attributes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -195,13 +174,12 @@ class Scim(_Model):
         return self.name or f"{parts.netloc}{parts.path}"
 
 
-class Settings(_Model):
+class Settings(ConnectorSettings):
     """What the connector needs to know about the HR system.
 
     `source` says which one it is; the table of that name holds its settings.
     """
 
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
     source: Literal["bamboohr", "scim"] = Field(
         description="`bamboohr` or `scim`; the table of that name holds the rest."
     )
@@ -238,17 +216,3 @@ def _checked(names: tuple[str, ...], pattern: re.Pattern[str]) -> tuple[str, ...
         if pattern.fullmatch(name) is None:
             raise ValueError("holds something that is no name of a field")
     return tuple(dict.fromkeys(names))
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_whole = parts.scheme in {"https", "http"} and bool(parts.hostname)
-        is_plain = not (parts.query or parts.fragment or parts.username or parts.password)
-        _ = parts.port
-    except ValueError:
-        is_whole = is_plain = False
-    if not (is_whole and is_plain):
-        # The value itself stays out of the message: it may hold a password.
-        raise ValueError("not a URL of the form https://host/path")
-    return url.rstrip("/")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from connectors.postgres.log_prefix import DEFAULT_PREFIX, compiled
 from verity_sdk.http import HttpSettings
 from verity_sdk.log_analytics import API_URL, SCOPE, WAIT_MAX, ResourceId, WorkspaceId
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, Table, Url
 
 PLATFORM = "postgres"
 DEFAULT_PORT = 5432
@@ -20,12 +20,10 @@ DEFAULT_PORT = 5432
 Seconds = Annotated[Duration, Field(gt=timedelta(0), le=timedelta(minutes=10))]
 
 
-class LogAnalyticsSource(BaseModel):
+class LogAnalyticsSource(Table):
     """The log of an Azure flexible server: the table `[connectors.<id>.log_analytics]`."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
+    model_config = ConfigDict(strict=False)
 
     tenant_id: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="The directory.")
     client_id: str = Field(min_length=1, description="The application's id.")
@@ -38,8 +36,8 @@ class LogAnalyticsSource(BaseModel):
         DEFAULT_PREFIX,
         description="The server parameter of this name; needs %c, %l, %u, %d and %m or %t.",
     )
-    login_url: str = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
-    url: str = Field(API_URL, description="Log Analytics' endpoint.")
+    login_url: Url = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
+    url: Url = Field(API_URL, description="Log Analytics' endpoint.")
     scope: str = Field(SCOPE, description="Scope of its token.")
     rows_max: int = Field(
         20_000, ge=1, le=500_000, description="Rows per query; a slice with more is halved."
@@ -59,17 +57,9 @@ class LogAnalyticsSource(BaseModel):
         return prefix
 
 
-class Settings(BaseModel):
-    """What the connector needs to know about the server it observes.
+class Settings(ConnectorSettings):
+    """What the connector needs to know about the server it observes."""
 
-    Input values are hidden in validation errors: the DSN carries a password.
-    """
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
     dsn: SecretStr | None = Field(
         default=None,
         description="postgresql://user:password@host:port/database of the server to observe. "

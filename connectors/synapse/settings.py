@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
+from typing import Final, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -19,7 +16,7 @@ from pydantic import (
 from verity_sdk import log_analytics
 from verity_sdk.http import HttpSettings
 from verity_sdk.log_analytics import LAG_MAX, WAIT_MAX, ResourceId, WorkspaceId
-from verity_sdk.settings import Duration
+from verity_sdk.settings import ConnectorSettings, Duration, Url
 
 PLATFORM = "synapse"
 
@@ -43,27 +40,11 @@ SETTLE = timedelta(minutes=5)
 _WORKSPACE_TYPE = "/providers/microsoft.synapse/workspaces/"
 
 
-def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("not a URL such as https://management.azure.com")
-    return url.rstrip("/")
+class Settings(ConnectorSettings):
+    """What the connector needs to know about the workspace it observes."""
 
+    model_config = ConfigDict(strict=False)
 
-Url = Annotated[str, AfterValidator(_checked_url)]
-
-
-class Settings(BaseModel):
-    """What the connector needs to know about the workspace it observes.
-
-    Input values are hidden in validation errors: one of them is a secret.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
-    )
-
-    connector_id: str = Field(min_length=1, description="The connector's own name.")
     tenant_id: str = Field(
         pattern=r"^[A-Za-z0-9.-]+$", description="The directory: its GUID or one of its domains."
     )

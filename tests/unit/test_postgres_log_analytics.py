@@ -334,7 +334,7 @@ class TestSettings:
         ],
     )
     def test_faults_name_the_setting(self, changes: dict[str, Any], fault: str) -> None:
-        config = {k: v for k, v in (table("http://x") | changes).items() if v is not None}
+        config = {k: v for k, v in (table("https://x.example") | changes).items() if v is not None}
         with pytest.raises(Misconfigured, match=fault) as error:
             PostgresConnector(config, None, None)
         assert CLIENT_SECRET not in str(error.value)
@@ -345,4 +345,4 @@ class TestSettings:
     )
     def test_faults_of_the_workspace(self, others: dict[str, Any]) -> None:
         with pytest.raises(Misconfigured, match=next(iter(others))):
-            PostgresConnector(table("http://x", **others), None, None)
+            PostgresConnector(table("https://x.example", **others), None, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import httpx2
 
 from verity_sdk.errors import Misconfigured
 from verity_sdk.http.shown import printable, shown_url
+from verity_sdk.settings import is_loopback
 
 SURROGATES = "surrogatepass"
 """How half of a surrogate pair is encoded: it must not raise, and the server refuses it."""
@@ -94,7 +94,7 @@ class Target:
             url=match[0] + rest,
             scheme=parsed.scheme,
             host=host,
-            is_loopback=_is_loopback(name),
+            is_loopback=is_loopback(name),
             path_and_query=rest.encode("ascii"),
             shown=printable(f"{parsed.scheme}://{host}{rest.partition('?')[0]}"),
         )
@@ -118,12 +118,3 @@ def matches(host: str, pattern: str) -> bool:
     if pattern.startswith("*."):
         return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
     return host == pattern
-
-
-def _is_loopback(name: str) -> bool:
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
