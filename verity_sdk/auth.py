@@ -1,18 +1,18 @@
-"""Credentials for HTTP APIs: client credentials, fixed tokens, and azure-identity as an extra."""
+"""Credentials for HTTP APIs: client credentials and fixed tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 from urllib.parse import quote_plus
 
 from pydantic import SecretStr
 
+from verity_sdk.deprecation import moved
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
 from verity_sdk.http import Answer, HttpClient
 
@@ -21,18 +21,11 @@ LIFETIME_ASSUMED = timedelta(minutes=10)
 LIFETIME_MAX = timedelta(hours=24)
 RENEWAL_PAUSE = timedelta(seconds=30)
 """A token that still lives is used so long, after its renewal failed, before it is tried again."""
-AZURE_SECONDS_MAX = 120.0
 
 _TRANSIENT = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
-_AADSTS = re.compile(r"AADSTS[0-9]{4,12}", re.ASCII)
-# "Microsoft Entra authentication and authorization error codes", MS Learn, read 2026-11-24.
-_AADSTS_MEANINGS = {
-    "AADSTS7000215": "the client secret is wrong (its value is needed, not its id)",
-    "AADSTS7000222": "the client secret has expired",
-    "AADSTS700016": "the tenant does not know the application (client id)",
-    "AADSTS90002": "there is no such tenant",
-    "AADSTS53003": "a Conditional Access policy blocks it",
-}
+
+Explain: TypeAlias = Callable[[Answer], tuple[str, str] | None]
+"""The vendor's own code in a refusal, and what it means ("": not known). None: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +53,7 @@ class ClientCredentials:
         token_url: The issuer's token endpoint.
         scope: For example `https://graph.microsoft.com/.default`.
         style: Where id and secret go: the form, or HTTP Basic.
+        explain: Reads the issuer's own codes in a refusal.
         clock: In place of the client's.
     """
 
@@ -74,6 +68,7 @@ class ClientCredentials:
         style: Literal["form", "basic"] = "form",
         early: timedelta = timedelta(minutes=5),
         probe_every: timedelta = timedelta(minutes=5),
+        explain: Explain | None = None,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._client = client
@@ -84,6 +79,7 @@ class ClientCredentials:
         self._style = style
         self._early = early
         self._probe_every = probe_every
+        self._explain = explain
         self._clock = client.clock if clock is None else clock
         self._turn = asyncio.Lock()
         self._token: _Token | None = None
@@ -180,7 +176,7 @@ class ClientCredentials:
             is_idempotent=True,
         )
         if answer.status in (400, 401):
-            _refuse(answer)
+            _refuse(answer, self._explain)
         body = answer.json()
         value = body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(value, str) or not value:
@@ -229,100 +225,19 @@ class FixedAuthorization:
         return False
 
 
-class AzureCredential:
-    """Any `azure.core.credentials_async.AsyncTokenCredential`; needs the extra `azure`.
-
-    It asks the credential for every request: azure-identity caches and renews by itself.
-
-    Args:
-        credential: With `async get_token(scope)`, for example of `azure_default_credential`.
-        scope: The resource's scope.
-    """
-
-    def __init__(self, credential: Any, scope: str) -> None:
-        self._credential = credential
-        self._scope = scope
-        self._refused: str | None = None
-
-    def __repr__(self) -> str:
-        return f"AzureCredential({type(self._credential).__name__}, scope={self._scope!r})"
-
-    async def authorization(self) -> str:
-        """`Bearer …`.
-
-        Raises:
-            Denied: No identity is available here, or the issuer refuses it.
-            Unavailable: The issuer or the metadata service does not answer.
-        """
-        try:
-            async with asyncio.timeout(AZURE_SECONDS_MAX):
-                token = await self._credential.get_token(self._scope)
-        except TimeoutError as error:
-            raise Unavailable(f"{self!r}: no token within {AZURE_SECONDS_MAX:g} s") from error
-        except Exception as error:  # noqa: BLE001 - azure's own types are sorted below
-            _raise_azure_error(error, self)
-        return _bearer(token.token)
-
-    async def renew(self, refused: str) -> bool:
-        """Azure's credentials cache by themselves: true once for each refused token."""
-        is_first = refused != self._refused
-        self._refused = refused
-        return is_first
-
-    async def close(self) -> None:
-        """Close the credential's own connections."""
-        close = getattr(self._credential, "close", None)
-        if close is not None:
-            await close()
-
-
-def azure_default_credential(
-    *, authority: str | None = None, managed_identity_client_id: str | None = None
-) -> Any:
-    """azure-identity's DefaultAzureCredential, for `AzureCredential`: one serves many scopes.
-
-    It takes what the machine offers: a workload identity, a managed identity, or what the
-    `AZURE_…` variables name (a certificate, for example). Its owner closes it.
-
-    Args:
-        authority: The login host of a national cloud, as a host or an https URL.
-        managed_identity_client_id: A user-assigned identity, where there are several.
-
-    Raises:
-        Misconfigured: The extra `azure` is not installed, or the authority is not https.
-    """
-    options: dict[str, Any] = {}
-    if authority is not None:
-        options["authority"] = authority
-    if managed_identity_client_id is not None:
-        options["managed_identity_client_id"] = managed_identity_client_id
-    try:
-        from azure.identity.aio import DefaultAzureCredential
-
-        # aiohttp is looked for when a credential is made, not when the module is imported.
-        return DefaultAzureCredential(**options)
-    except ImportError as error:
-        raise Misconfigured(
-            "managed and workload identities need azure-identity and aiohttp: install "
-            "verity-stream[azure]"
-        ) from error
-    except ValueError as error:
-        raise Misconfigured(f"azure-identity refuses its settings: {_first_line(error)}") from error
-
-
-def _refuse(answer: Answer) -> NoReturn:
+def _refuse(answer: Answer, explain: Explain | None) -> NoReturn:
     """Who must act on an OAuth error (RFC 6749, 5.2); its description is not shown."""
     where = f"{answer.method} {answer.url}: {answer.status}"
     code = answer.error_code or "no error code"
     details = [code]
     if code in _TRANSIENT:
         raise Unavailable(f"{where} ({code})")
-    aadsts = _AADSTS.search(answer.body[:65_536].decode("utf-8", "replace"))
-    if aadsts is not None:
-        details.append(aadsts[0])
+    own_code, meaning = (explain and explain(answer)) or ("", "")
+    if own_code:
+        details.append(own_code)
     if answer.request_id:
         details.append(f"request id {answer.request_id}")
-    meaning = _AADSTS_MEANINGS.get(aadsts[0] if aadsts else "", "the issuer refuses the credential")
+    meaning = meaning or "the issuer refuses the credential"
     raise Denied(f"{where} ({', '.join(details)}): {meaning}")
 
 
@@ -337,32 +252,11 @@ def _lifetime(expires_in: Any) -> timedelta:
     return timedelta(seconds=min(seconds, LIFETIME_MAX.total_seconds()))
 
 
-def _raise_azure_error(error: Exception, credential: AzureCredential) -> NoReturn:
-    """Sort an error of azure-identity by who must act; what is none of its goes on as it is."""
-    try:
-        from azure.core.exceptions import AzureError, ClientAuthenticationError
-    except ImportError:
-        raise error from None
-    if isinstance(error, ClientAuthenticationError):
-        code = _AADSTS.search(str(error))
-        text = _AADSTS_MEANINGS.get(code[0]) if code else None
-        shown = f"{code[0]}: {text or 'refused'}" if code else _first_line(error)
-        raise Denied(f"{credential!r}: {shown}") from error
-    if isinstance(error, AzureError):
-        raise Unavailable(f"{credential!r}: {type(error).__name__}") from error
-    raise error
-
-
 def _anew(error: VerityError) -> VerityError:
     """The same error for another caller: one instance raised twice would chain their traces."""
     if isinstance(error, Unavailable):
         return Unavailable(str(error), retry_after_seconds=error.retry_after_seconds)
     return type(error)(str(error))
-
-
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(character if character.isprintable() else "?" for character in line)[:200]
 
 
 def _bearer(token: str) -> str:
@@ -375,3 +269,15 @@ def _basic(pair: str) -> str:
 
 def _plain(value: str | SecretStr) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+if not TYPE_CHECKING:
+    # Above this package, so only by name, and only when it is asked for.
+    __getattr__ = moved(
+        __name__,
+        {
+            "AzureCredential": "connectors._azure.credential.AzureCredential",
+            "azure_default_credential": "connectors._azure.credential.azure_default_credential",
+            "AZURE_SECONDS_MAX": "connectors._azure.credential.AZURE_SECONDS_MAX",
+        },
+    )

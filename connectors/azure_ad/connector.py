@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
+from connectors._azure.sign_in import SignIn
 from connectors.azure_ad.graph import Graph, LicenceMissing, Listing, QueryRefused, Vanished
 from connectors.azure_ad.permissions import (
     CONCURRENT_MAX,
@@ -30,9 +30,8 @@ from connectors.azure_ad.streams import (
     fetched,
     is_past_retention,
 )
-from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_credential
 from verity_sdk.errors import Denied, Malformed, Unavailable
-from verity_sdk.http import Authorizer, HttpClient, encoded, shared_budget
+from verity_sdk.http import Authorizer, encoded, shared_budget
 from verity_sdk.pages import Gap, Page, PagedConnector, Position
 from verity_sdk.times import format_utc, parse_utc
 from verity_sdk.values import is_utf8
@@ -170,7 +169,7 @@ class AzureAdConnector(PagedConnector):
         """Close all connections."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            await connection.sign_in.close()
 
     def _streams(self) -> list[Stream]:
         return [AUDITS, *(SIGN_INS[kind] for kind in self.settings.sign_ins)]
@@ -339,58 +338,28 @@ class AzureAdConnector(PagedConnector):
 
     def _connect(self) -> _Connection:
         settings = self.settings
-        options: dict[str, Any] = {"platform": PLATFORM, "context": self.context}
-        login = HttpClient(settings.http, hosts=[_host(settings.login)], **options)
-        azure: AzureCredential | None = None
-        authorizer: Authorizer
-        if settings.client_secret is None:
-            authorizer = azure = AzureCredential(
-                azure_default_credential(
-                    authority=settings.login,
-                    managed_identity_client_id=settings.client_id or None,
-                ),
-                settings.scope,
-            )
-        else:
-            authorizer = ClientCredentials(
-                login,
-                token_url=settings.token_url,
-                client_id=settings.client_id,
-                client_secret=settings.client_secret,
-                scope=settings.scope,
-            )
-        options |= {"hosts": [_host(settings.graph)], "authorizer": authorizer}
+        sign_in = SignIn(settings.identity, settings.http, platform=PLATFORM, context=self.context)
         share = settings.http.budget_share
         key = (PLATFORM, settings.tenant_id, settings.client_id)
-        reports = HttpClient(
-            settings.http,
-            budget=shared_budget(
-                (*key, "reports"),
-                requests=self.reports_requests,
-                per=self.reports_per,
-                share=share,
-            ),
-            **options,
+        reports = shared_budget(
+            (*key, "reports"), requests=self.reports_requests, per=self.reports_per, share=share
         )
-        directory = HttpClient(
-            settings.http,
-            # The smallest tenants have 3,500 resource units in 10 s, and the dearest question
-            # here costs 3 (MS Learn graph/throttling-limits).
-            budget=shared_budget(
-                (*key, "directory"),
-                requests=1000,
-                per=timedelta(seconds=10),
-                concurrent=CONCURRENT_MAX,
-                share=share,
-            ),
-            **options,
+        # The smallest tenants have 3,500 resource units in 10 s, and the dearest question here
+        # costs 3 (MS Learn graph/throttling-limits).
+        directory = shared_budget(
+            (*key, "directory"),
+            requests=1000,
+            per=timedelta(seconds=10),
+            concurrent=CONCURRENT_MAX,
+            share=share,
         )
         return _Connection(
-            authorizer,
-            azure,
-            [login, reports, directory],
-            Graph(reports, settings.graph),
-            Graph(directory, settings.graph),
+            sign_in,
+            sign_in.authorizer(settings.scope),
+            *(
+                Graph(sign_in.client(settings.graph, settings.scope, budget=budget), settings.graph)
+                for budget in (reports, directory)
+            ),
         )
 
 
@@ -398,21 +367,10 @@ class AzureAdConnector(PagedConnector):
 class _Connection:
     """What is open."""
 
+    sign_in: SignIn
     authorizer: Authorizer
-    azure: AzureCredential | None
-    clients: list[HttpClient]
     reports: Graph
     directory: Graph
-
-    async def close(self) -> None:
-        for client in self.clients:
-            await client.close()
-        if self.azure is not None:
-            await self.azure.close()
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
 
 
 def _newest(stream: Stream, now: datetime) -> Listing:

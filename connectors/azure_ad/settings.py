@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from connectors._azure.sign_in import LOGIN_URL, Identity, IdentitySettings
 from verity_sdk.http import HttpSettings
-from verity_sdk.settings import ConnectorSettings, Duration, UrlOrDefault
+from verity_sdk.settings import Duration, UrlOrDefault
 
 PLATFORM = "azure_ad"
 LOOKBACK = timedelta(hours=24)
@@ -22,7 +23,7 @@ SignIns = Literal["interactive", "non_interactive", "service_principal", "manage
 # MS Learn graph/deployments, read 2026-11-24: the token service's and Graph's root of each cloud.
 # The US Government's L5 (DoD) shares the login with L4; its Graph is https://dod-graph.microsoft.us.
 _LOGIN_URLS: dict[Cloud, str] = {
-    "public": "https://login.microsoftonline.com",
+    "public": LOGIN_URL,
     "usgov": "https://login.microsoftonline.us",
     "china": "https://login.chinacloudapi.cn",
 }
@@ -35,27 +36,9 @@ _GRAPH_URLS: dict[Cloud, str] = {
 _NOT_A_TENANT = frozenset({"common", "organizations", "consumers"})
 
 
-class Settings(ConnectorSettings):
+class Settings(IdentitySettings):
     """What the connector needs to know about the tenant it observes."""
 
-    tenant_id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$",
-        description="The tenant's id, or one of its verified domains.",
-    )
-    client_id: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9-]*$",
-        description="The app registration's application (client) id; with credential `azure`, "
-        "that of a user-assigned managed identity, if it is one.",
-    )
-    client_secret: SecretStr | None = Field(
-        default=None, description="The app registration's secret; needed by credential `secret`."
-    )
-    credential: Literal["secret", "azure"] = Field(
-        default="secret",
-        description="`secret`: client_secret. `azure`: azure-identity's DefaultAzureCredential "
-        "(managed or workload identity, certificate); needs the extra `azure`.",
-    )
     cloud: Cloud = Field(default="public", description="Derives login_url and graph_url.")
     login_url: UrlOrDefault = Field(
         default="", description="The token service. Default: of the cloud."
@@ -121,15 +104,6 @@ class Settings(ConnectorSettings):
             raise ValueError("each kind of sign-in once")
         return sign_ins
 
-    @model_validator(mode="after")
-    def _has_a_credential(self) -> Settings:
-        for name in ("client_id", "client_secret") if self.credential == "secret" else ():
-            if not getattr(self, name):
-                raise ValueError(f"{name} is missing: credential `secret` needs it")
-        if self.credential == "azure" and self.client_secret is not None:
-            raise ValueError("client_secret is for credential `secret` only")
-        return self
-
     @property
     def login(self) -> str:
         """The token service's root, without a slash at the end."""
@@ -141,9 +115,9 @@ class Settings(ConnectorSettings):
         return self.graph_url or _GRAPH_URLS[self.cloud]
 
     @property
-    def token_url(self) -> str:
-        """Where an application asks for its token."""
-        return f"{self.login}/{self.tenant_id}/oauth2/v2.0/token"
+    def identity(self) -> Identity:
+        """Who signs in."""
+        return Identity(self.tenant_id, self.client_id, self.client_secret, self.login)
 
     @property
     def scope(self) -> str:

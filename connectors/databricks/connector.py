@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from connectors._azure.sign_in import SignIn
 from connectors.databricks.api import RestApi
 from connectors.databricks.permissions import CATALOG_API, read_permissions
 from connectors.databricks.records import parse_rows
@@ -18,7 +19,7 @@ from connectors.databricks.warehouse import RESTARTS_MAX, ResultGone, Warehouse
 from verity_sdk.auth import ClientCredentials, FixedAuthorization
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_sdk.http import Authorizer, HttpClient, encoded
+from verity_sdk.http import Authorizer, HttpClient
 from verity_sdk.pages import (
     Page,
     PagedConnector,
@@ -53,6 +54,7 @@ class DatabricksConnector(PagedConnector):
         super().__init__(config, kafka_producer, db_pool)
         self._workspace: Workspace | None = None
         self._clients: list[HttpClient] = []
+        self._sign_in: SignIn | None = None
         settings = self.settings
         self._login = self._authorizer()
         client = self._client([_authority(settings.host)], self._login)
@@ -119,8 +121,9 @@ class DatabricksConnector(PagedConnector):
 
     async def close(self) -> None:
         """Close the connections."""
-        for client in self._clients:
-            await client.close()
+        for one in (*self._clients, self._sign_in):
+            if one is not None:
+                await one.close()
 
     async def _fetch(self, one: Slice) -> Fetched:
         workspace = await self._where()
@@ -180,17 +183,11 @@ class DatabricksConnector(PagedConnector):
                 scope=OIDC_SCOPE,
                 style="basic",
             )
-        assert settings.azure_tenant_id is not None  # noqa: S101 - by the settings
-        assert settings.azure_client_id is not None  # noqa: S101 - by the settings
-        assert settings.azure_client_secret is not None  # noqa: S101 - by the settings
-        tenant = encoded(settings.azure_tenant_id)
-        return ClientCredentials(
-            self._client([_authority(settings.azure_login_host)]),
-            token_url=f"{settings.azure_login_host}/{tenant}/oauth2/v2.0/token",
-            client_id=settings.azure_client_id,
-            client_secret=settings.azure_client_secret,
-            scope=settings.azure_scope,
+        assert settings.identity is not None  # noqa: S101 - by the settings
+        self._sign_in = SignIn(
+            settings.identity, settings.http, platform=PLATFORM, context=self.context
         )
+        return self._sign_in.authorizer(settings.azure_scope)
 
     def _client(self, hosts: list[str], authorizer: Authorizer | None = None) -> HttpClient:
         client = HttpClient(

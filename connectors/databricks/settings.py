@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from connectors._azure.sign_in import LOGIN_URL, Identity
 from verity_sdk.http import HttpSettings
 from verity_sdk.settings import ConnectorSettings, Duration, Origin
 
@@ -84,7 +85,7 @@ class Settings(ConnectorSettings):
     )
     azure_client_secret: SecretStr | None = Field(None, description="Entra ID: its secret.")
     azure_login_host: Origin = Field(
-        "https://login.microsoftonline.com", description="Entra ID's host; national clouds differ."
+        LOGIN_URL, description="Entra ID's host; national clouds differ."
     )
     azure_scope: str = Field(AZURE_DATABRICKS_SCOPE, description="The scope of the Entra ID token.")
 
@@ -204,6 +205,18 @@ class Settings(ConnectorSettings):
             if self.wait_timeout >= self.http.read_timeout:
                 raise ValueError("wait_timeout must be shorter than http.read_timeout")
         return self
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who signs in to Entra ID, where that is the way to log in."""
+        if self.azure_tenant_id is None or self.azure_client_id is None:
+            return None
+        return Identity(
+            self.azure_tenant_id,
+            self.azure_client_id,
+            self.azure_client_secret,
+            self.azure_login_host,
+        )
 
     @property
     def principal(self) -> str:

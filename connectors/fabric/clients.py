@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
+from connectors._azure.sign_in import SignIn
 from connectors.fabric.settings import PLATFORM, Settings
-from verity_sdk.auth import AzureCredential, ClientCredentials
 from verity_sdk.context import Context
-from verity_sdk.errors import Denied, Misconfigured
-from verity_sdk.http import Authorizer, HttpClient, shared_budget
+from verity_sdk.errors import Denied
+from verity_sdk.http import HttpClient, shared_budget
 
 HOUR = timedelta(hours=1)
 TOKEN_PATH = "/oauth2/v2.0/token"  # noqa: S105 - a path
@@ -97,10 +96,8 @@ class Clients:
     def __init__(self, settings: Settings, context: Context) -> None:
         self.context = context
         self._settings = settings
+        self._sign_in = SignIn(settings.identity, settings.http, platform=PLATFORM, context=context)
         self._clients: dict[str, HttpClient] = {}
-        self._authorizers: dict[Api, Authorizer] = {}
-        self._login: HttpClient | None = None
-        self._credential: Any = None
 
     def of(self, operation: Operation) -> HttpClient:
         """The client whose budget is that of the operation.
@@ -114,14 +111,8 @@ class Clients:
 
     async def close(self) -> None:
         """Close all connections; a client that is asked for afterwards is a new one."""
-        clients = [*self._clients.values(), *([self._login] if self._login else [])]
-        credential = self._credential
-        self._clients, self._authorizers = {}, {}
-        self._login = self._credential = None
-        for client in clients:
-            await client.close()
-        if credential is not None:
-            await credential.close()
+        self._clients = {}
+        await self._sign_in.close()
 
     def _make(self, operation: Operation) -> HttpClient:
         settings = self._settings
@@ -134,66 +125,13 @@ class Clients:
                 concurrent=operation.concurrent,
                 share=settings.http.budget_share,
             )
-        return HttpClient(
-            settings.http,
-            platform=PLATFORM,
-            hosts=self._hosts(operation.api),
-            authorizer=self._authorizer(operation.api),
-            budget=budget,
-            context=self.context,
-        )
-
-    def _hosts(self, api: Api) -> list[str]:
-        settings = self._settings
-        if api == "graph":
-            return [_host(settings.graph_url)]
-        base = settings.power_bi_url if api == "power_bi" else settings.fabric_url
-        return [_host(base), *settings.continuation_hosts]
-
-    def _authorizer(self, api: Api) -> Authorizer:
-        if api not in self._authorizers:
-            self._authorizers[api] = self._make_authorizer(api)
-        return self._authorizers[api]
-
-    def _make_authorizer(self, api: Api) -> Authorizer:
-        settings = self._settings
-        scope = {
-            "power_bi": settings.power_bi_scope,
-            "fabric": settings.fabric_scope,
-            "graph": settings.graph_scope,
-        }[api]
-        if settings.authentication == "azure_identity":
-            return AzureCredential(self._azure_credential(), scope)
-        secret = settings.client_secret
-        if secret is None:
-            raise Misconfigured("client_secret is missing")
-        if self._login is None:
-            self._login = HttpClient(
-                settings.http,
-                platform=PLATFORM,
-                hosts=[_host(settings.login_url)],
-                context=self.context,
-            )
-        return ClientCredentials(
-            self._login,
-            token_url=f"{settings.login_url}/{settings.tenant_id}{TOKEN_PATH}",
-            client_id=settings.client_id,
-            client_secret=secret,
-            scope=scope,
-        )
-
-    def _azure_credential(self) -> Any:
-        if self._credential is None:
-            try:
-                from azure.identity.aio import DefaultAzureCredential
-            except ImportError as error:
-                raise Misconfigured(
-                    "authentication `azure_identity` needs the extra: "
-                    "pip install 'verity-stream[azure]'"
-                ) from error
-            self._credential = DefaultAzureCredential(authority=_host(self._settings.login_url))
-        return self._credential
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
+        url, scope, hosts = {
+            "power_bi": (
+                settings.power_bi_url,
+                settings.power_bi_scope,
+                settings.continuation_hosts,
+            ),
+            "fabric": (settings.fabric_url, settings.fabric_scope, settings.continuation_hosts),
+            "graph": (settings.graph_url, settings.graph_scope, []),
+        }[operation.api]
+        return self._sign_in.client(url, scope, hosts=hosts, budget=budget)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from connectors._azure.sign_in import LOGIN_URL, TENANT_PATTERN, Identity, require_secret
 from verity_sdk.http import HttpSettings
 from verity_sdk.settings import ConnectorSettings, Duration, Url
 
@@ -26,7 +27,7 @@ class Settings(ConnectorSettings):
     """What the connector needs to know about the tenant it observes."""
 
     tenant_id: str = Field(
-        pattern=r"^[A-Za-z0-9.-]+$", description="The Entra ID tenant: its id or a domain of it."
+        pattern=TENANT_PATTERN, description="The Entra ID tenant: its id or a domain of it."
     )
     authentication: Literal["client_secret", "azure_identity"] = Field(
         "client_secret",
@@ -36,9 +37,7 @@ class Settings(ConnectorSettings):
     client_id: str = Field("", description="The application's (client) id.")
     client_secret: SecretStr | None = Field(None, description="The application's secret.")
 
-    login_url: Url = Field(
-        "https://login.microsoftonline.com", description="Issuer of tokens; national clouds differ."
-    )
+    login_url: Url = Field(LOGIN_URL, description="Issuer of tokens; national clouds differ.")
     power_bi_url: Url = Field("https://api.powerbi.com", description="Power BI REST API.")
     fabric_url: Url = Field("https://api.fabric.microsoft.com", description="Fabric REST API.")
     graph_url: Url = Field("https://graph.microsoft.com", description="Microsoft Graph.")
@@ -134,10 +133,12 @@ class Settings(ConnectorSettings):
     @model_validator(mode="after")
     def _has_a_credential(self) -> Settings:
         if self.authentication == "client_secret":
-            if not self.client_id:
-                raise ValueError("client_id is missing: authentication `client_secret` needs it")
-            if self.client_secret is None:
-                raise ValueError(
-                    "client_secret is missing: authentication `client_secret` needs it"
-                )
+            require_secret(self, "authentication `client_secret`")
         return self
+
+    @property
+    def identity(self) -> Identity:
+        """Who signs in; azure-identity is not told of an application."""
+        has_secret = self.authentication == "client_secret"
+        client_id, secret = (self.client_id, self.client_secret) if has_secret else ("", None)
+        return Identity(self.tenant_id, client_id, secret, self.login_url)

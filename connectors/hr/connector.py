@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, cast
 
+from connectors._azure.credential import explained
 from connectors.hr.bamboohr import BambooHrSource
 from connectors.hr.changes import learn, observe
 from connectors.hr.known import Known
@@ -187,6 +188,7 @@ class HrConnector(PagedConnector):
             client_secret=auth.client_secret,
             scope=auth.scope,
             style=auth.style,
+            explain=explained,  # The issuer of a SCIM source is Entra ID as a rule.
         )
 
 

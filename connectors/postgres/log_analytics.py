@@ -8,25 +8,21 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, cast
-from urllib.parse import urlsplit
 
-from connectors.postgres.log_lines import LogContext, parse_line
-from connectors.postgres.log_prefix import TABLE, compiled, jsonlog_line, row_bytes
-from connectors.postgres.settings import PLATFORM, LogAnalyticsSource
-from verity_sdk.auth import ClientCredentials
-from verity_sdk.connector_base import RawEvent
-from verity_sdk.context import Context
-from verity_sdk.errors import Malformed
-from verity_sdk.http import HttpClient
-from verity_sdk.log_analytics import (
+from connectors._azure.log_analytics import (
     LAG_MAX,
     IngestedRow,
     IngestedRows,
-    LogAnalytics,
     in_time_of_events,
-    patient,
-    query_budget,
+    workspace_of,
 )
+from connectors._azure.sign_in import SignIn
+from connectors.postgres.log_lines import LogContext, parse_line
+from connectors.postgres.log_prefix import TABLE, compiled, jsonlog_line, row_bytes
+from connectors.postgres.settings import PLATFORM, LogAnalyticsSource
+from verity_sdk.connector_base import RawEvent
+from verity_sdk.context import Context
+from verity_sdk.errors import Malformed
 from verity_sdk.pages import Page, Position, RejectedRecord
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
@@ -57,27 +53,11 @@ class LogAnalyticsLog:
         self._clock = context.clock
         self._pattern = compiled(settings.log_line_prefix)
         self._query = IngestedRows((TABLE,), settings.resource_id, settings.rows_max)
-        common: dict[str, Any] = {"platform": PLATFORM, "context": context}
-        login_host, host = urlsplit(settings.login_url).netloc, urlsplit(settings.url).netloc
-        self._login = HttpClient(settings.http, hosts={login_host}, **common)
-        self._client = HttpClient(
-            patient(settings.http, settings.query_timeout),
-            hosts={host},
-            authorizer=ClientCredentials(
-                self._login,
-                token_url=f"{settings.login_url}/{settings.tenant_id}/oauth2/v2.0/token",
-                client_id=settings.client_id,
-                client_secret=settings.client_secret,
-                scope=settings.scope,
-            ),
-            budget=query_budget(
-                f"{settings.tenant_id}/{settings.client_id}", settings.http.budget_share
-            ),
-            **common,
-        )
-        self._workspace = LogAnalytics(
-            self._client,
+        self._sign_in = SignIn(settings.identity, settings.http, platform=PLATFORM, context=context)
+        self._workspace = workspace_of(
+            self._sign_in,
             url=settings.url,
+            scope=settings.scope,
             workspace_id=settings.workspace_id,
             wait=settings.query_timeout,
             setup=SETUP,
@@ -120,8 +100,7 @@ class LogAnalyticsLog:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
-        await self._login.close()
+        await self._sign_in.close()
 
 
 def events_of(

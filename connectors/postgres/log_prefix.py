@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from connectors._azure.log_analytics import IngestedRow
 from verity_sdk.errors import Malformed
-from verity_sdk.log_analytics import IngestedRow
 from verity_sdk.times import format_utc
 from verity_sdk.values import dumps
 

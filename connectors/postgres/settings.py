@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from connectors._azure.log_analytics import API_URL, SCOPE, WAIT_MAX, ResourceId, WorkspaceId
+from connectors._azure.sign_in import LOGIN_URL, TENANT_PATTERN, Identity
 from connectors.postgres.log_prefix import DEFAULT_PREFIX, compiled
 from verity_sdk.http import HttpSettings
-from verity_sdk.log_analytics import API_URL, SCOPE, WAIT_MAX, ResourceId, WorkspaceId
 from verity_sdk.settings import ConnectorSettings, Duration, Table, Url
 
 PLATFORM = "postgres"
@@ -25,7 +26,7 @@ class LogAnalyticsSource(Table):
 
     model_config = ConfigDict(strict=False)
 
-    tenant_id: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="The directory.")
+    tenant_id: str = Field(pattern=TENANT_PATTERN, description="The directory.")
     client_id: str = Field(min_length=1, description="The application's id.")
     client_secret: SecretStr = Field(description="The application's secret.")
     workspace_id: WorkspaceId = Field(description="The Log Analytics workspace's id, a GUID.")
@@ -36,7 +37,7 @@ class LogAnalyticsSource(Table):
         DEFAULT_PREFIX,
         description="The server parameter of this name; needs %c, %l, %u, %d and %m or %t.",
     )
-    login_url: Url = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
+    login_url: Url = Field(LOGIN_URL, description="Issuer of tokens.")
     url: Url = Field(API_URL, description="Log Analytics' endpoint.")
     scope: str = Field(SCOPE, description="Scope of its token.")
     rows_max: int = Field(
@@ -55,6 +56,11 @@ class LogAnalyticsSource(Table):
     def _is_a_prefix(cls, prefix: str) -> str:
         compiled(prefix)
         return prefix
+
+    @property
+    def identity(self) -> Identity:
+        """Who signs in."""
+        return Identity(self.tenant_id, self.client_id, self.client_secret, self.login_url)
 
 
 class Settings(ConnectorSettings):

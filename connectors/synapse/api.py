@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
+from connectors._azure.log_analytics import workspace_of
+from connectors._azure.sign_in import SignIn
 from connectors.synapse.settings import CATEGORIES, PLATFORM, Settings
-from verity_sdk.auth import AzureCredential, ClientCredentials, azure_default_credential
 from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
-from verity_sdk.http import Answer, Authorizer, HttpClient, follow
-from verity_sdk.log_analytics import LogAnalytics, patient, query_budget
+from verity_sdk.http import Answer, follow
 from verity_sdk.times import format_utc
 
 SYNAPSE_VERSION = "2020-12-01"
@@ -42,22 +41,19 @@ class Api:
     def __init__(self, settings: Settings, context: Context) -> None:
         self._settings = settings
         self._context = context
-        self._clients: list[HttpClient] = []
-        self._authorizers: dict[str, Authorizer] = {}
-        self._credential: Any = None
-        self._login: HttpClient | None = None
-        queries = self._client(
-            settings.log_analytics_url, settings.log_analytics_scope, is_patient=True
+        self._sign_in = sign_in = SignIn(
+            settings.identity, settings.http, platform=PLATFORM, context=context
         )
-        self.log_analytics = LogAnalytics(
-            queries,
+        self.log_analytics = workspace_of(
+            sign_in,
             url=settings.log_analytics_url,
+            scope=settings.log_analytics_scope,
             workspace_id=settings.workspace_id,
             wait=settings.query_timeout,
             setup=setup_of(settings),
         )
-        self._synapse = self._client(settings.workspace_url, settings.synapse_scope)
-        self._management = self._client(settings.management_url, settings.management_scope)
+        self._synapse = sign_in.client(settings.workspace_url, settings.synapse_scope)
+        self._management = sign_in.client(settings.management_url, settings.management_scope)
 
     async def sign_in(self) -> None:
         """See that the credential is good for every endpoint that a snapshot needs.
@@ -68,9 +64,9 @@ class Api:
         """
         settings = self._settings
         if settings.synapse_rbac:
-            await self._authorizers[settings.synapse_scope].authorization()
+            await self._sign_in.authorizer(settings.synapse_scope).authorization()
         if settings.azure_rbac:
-            await self._authorizers[settings.management_scope].authorization()
+            await self._sign_in.authorizer(settings.management_scope).authorization()
 
     async def synapse_roles(self) -> list[Any]:
         """The role definitions of the workspace; one answer holds them all."""
@@ -218,10 +214,7 @@ class Api:
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in self._clients:
-            await client.close()
-        if self._credential is not None:
-            await self._credential.close()
+        await self._sign_in.close()
 
     def sql_credential(self) -> dict[str, str]:
         """What a SQL connection string says of the identity; holds the secret, never to be shown.
@@ -285,49 +278,6 @@ class Api:
             return found
 
         return await _restarted(listing)
-
-    def _client(self, url: str, scope: str, *, is_patient: bool = False) -> HttpClient:
-        settings = self._settings
-        http = patient(settings.http, settings.query_timeout) if is_patient else settings.http
-        identity = f"{settings.tenant_id}/{settings.client_id or settings.credential}"
-        self._authorizers[scope] = self._authorizer(scope)
-        client = HttpClient(
-            http,
-            platform=PLATFORM,
-            hosts={urlsplit(url).netloc},
-            authorizer=self._authorizers[scope],
-            budget=query_budget(identity, settings.http.budget_share) if is_patient else None,
-            context=self._context,
-        )
-        self._clients.append(client)
-        return client
-
-    def _authorizer(self, scope: str) -> Authorizer:
-        settings = self._settings
-        if settings.credential == "azure":
-            if self._credential is None:
-                self._credential = azure_default_credential(
-                    authority=settings.login_url,
-                    managed_identity_client_id=settings.client_id or None,
-                )
-            return AzureCredential(self._credential, scope)
-        if self._login is None:
-            self._login = HttpClient(
-                settings.http,
-                platform=PLATFORM,
-                hosts={urlsplit(settings.login_url).netloc},
-                context=self._context,
-            )
-            self._clients.append(self._login)
-        if settings.client_secret is None:
-            raise Misconfigured("client_secret is missing")
-        return ClientCredentials(
-            self._login,
-            token_url=f"{settings.login_url}/{settings.tenant_id}/oauth2/v2.0/token",
-            client_id=settings.client_id,
-            client_secret=settings.client_secret,
-            scope=scope,
-        )
 
 
 def setup_of(settings: Settings) -> str:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, cast
 
+from connectors._azure.log_analytics import IngestedRows, in_time_of_events
 from connectors.synapse.api import Api
 from connectors.synapse.grants import azure_grant, deny_grants, role_names, synapse_grant
 from connectors.synapse.records import activity_events_of, events_of
@@ -16,7 +17,6 @@ from connectors.synapse.sql_grants import sql_records
 from connectors.synapse.sql_server import load_driver, read_catalog
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
-from verity_sdk.log_analytics import IngestedRows, in_time_of_events
 from verity_sdk.pages import Page, PagedConnector, Position, SnapshotGap, SnapshotScope
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 

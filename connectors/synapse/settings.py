@@ -8,15 +8,15 @@ from typing import Final, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    SecretStr,
     field_validator,
     model_validator,
 )
 
-from verity_sdk import log_analytics
+from connectors._azure import log_analytics
+from connectors._azure.log_analytics import LAG_MAX, WAIT_MAX, ResourceId, WorkspaceId
+from connectors._azure.sign_in import LOGIN_URL, Identity, IdentitySettings
 from verity_sdk.http import HttpSettings
-from verity_sdk.log_analytics import LAG_MAX, WAIT_MAX, ResourceId, WorkspaceId
-from verity_sdk.settings import ConnectorSettings, Duration, Url
+from verity_sdk.settings import Duration, Url
 
 PLATFORM = "synapse"
 
@@ -40,28 +40,11 @@ SETTLE = timedelta(minutes=5)
 _WORKSPACE_TYPE = "/providers/microsoft.synapse/workspaces/"
 
 
-class Settings(ConnectorSettings):
+class Settings(IdentitySettings):
     """What the connector needs to know about the workspace it observes."""
 
     model_config = ConfigDict(strict=False)
 
-    tenant_id: str = Field(
-        pattern=r"^[A-Za-z0-9.-]+$", description="The directory: its GUID or one of its domains."
-    )
-    client_id: str = Field(
-        "",
-        pattern=r"^[A-Za-z0-9-]*$",
-        description="The application's id; with credential `azure`, that of a user-assigned "
-        "managed identity, if it is one.",
-    )
-    client_secret: SecretStr | None = Field(
-        None, description="The application's secret; needed by credential `secret`."
-    )
-    credential: Literal["secret", "azure"] = Field(
-        "secret",
-        description="`secret`: client_secret. `azure`: azure-identity's DefaultAzureCredential "
-        "(managed or workload identity, certificate); needs the extra `azure`.",
-    )
     workspace_id: WorkspaceId = Field(description="The Log Analytics workspace's id, a GUID.")
     resource_id: ResourceId = Field(
         description="/subscriptions/…/resourceGroups/…/providers/Microsoft.Synapse/workspaces/…"
@@ -138,7 +121,7 @@ class Settings(ConnectorSettings):
         le=timedelta(minutes=30),
         description="Longest wait for one database's grants.",
     )
-    login_url: Url = Field("https://login.microsoftonline.com", description="Issuer of tokens.")
+    login_url: Url = Field(LOGIN_URL, description="Issuer of tokens.")
     log_analytics_url: Url = Field(log_analytics.API_URL, description="Log Analytics' endpoint.")
     log_analytics_scope: str = Field(log_analytics.SCOPE, description="Scope of its token.")
     management_url: Url = Field("https://management.azure.com", description="Azure's endpoint.")
@@ -173,15 +156,16 @@ class Settings(ConnectorSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        if self.credential == "secret" and not (self.client_id and self.client_secret):
-            raise ValueError("client_id or client_secret is missing: credential `secret` needs it")
-        if self.credential == "azure" and self.client_secret is not None:
-            raise ValueError("client_secret is for credential `secret` only")
         # A row may be ingested LAG_MAX after its event; read again within `relook`, its id must
         # still be known, whatever `lateness` is.
         if self.lookback < LAG_MAX + self.relook:
             raise ValueError("lookback is shorter than 2 d and relook: repeats would be published")
         return self
+
+    @property
+    def identity(self) -> Identity:
+        """Who signs in."""
+        return Identity(self.tenant_id, self.client_id, self.client_secret, self.login_url)
 
     @property
     def workspace(self) -> str:

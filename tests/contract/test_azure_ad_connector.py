@@ -876,7 +876,7 @@ async def test_azure_identity_may_sign_in(tenant: Tenant, monkeypatch: pytest.Mo
         }
         return Credential()
 
-    monkeypatch.setattr("connectors.azure_ad.connector.azure_default_credential", found)
+    monkeypatch.setattr("connectors._azure.sign_in.azure_default_credential", found)
     settings = tenant.fake.settings(tenant.url, credential="azure")
     del settings["client_secret"]
     connector = Context(tenant.fake.clock).construct(Unhurried, settings)

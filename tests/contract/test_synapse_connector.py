@@ -16,7 +16,6 @@ from fakes.synapse import AUDIT, BUILTIN, CLIENT_SECRET, RBAC, SynapseFake, sett
 from fakes.world import World
 
 from connectors.synapse import SynapseConnector, sql_server
-from connectors.synapse import api as api_module
 from connectors.synapse import connector as connector_module
 from connectors.synapse.sql_grants import SqlCatalog
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
@@ -553,7 +552,7 @@ class TestCheck:
             made.append((options, Credential()))
             return made[-1][1]
 
-        monkeypatch.setattr(api_module, "azure_default_credential", make)
+        monkeypatch.setattr("connectors._azure.sign_in.azure_default_credential", make)
         await self.check(served, credential="azure", client_secret=None)
         assert len(made) == 1
         options, credential = made[0]

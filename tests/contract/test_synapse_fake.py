@@ -35,7 +35,7 @@ from fakes.synapse import (
 from fakes.world import World
 from jsonschema import Draft202012Validator
 
-from verity_sdk.log_analytics import IngestedRows
+from connectors._azure.log_analytics import IngestedRows
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 TABLES = ("SQLSecurityAuditEvents", "SynapseRbacOperations", "SynapseBuiltinSqlPoolRequestsEnded")

@@ -27,7 +27,7 @@ def connector(**changes: Any) -> AzureAdConnector:
 def test_the_least_there_must_be() -> None:
     """Defaults are those of the public cloud and a premium tenant."""
     settings = connector().settings
-    assert settings.token_url == (
+    assert settings.identity.token_url == (
         "https://login.microsoftonline.com/contoso.example/oauth2/v2.0/token"
     )
     assert settings.scope == "https://graph.microsoft.com/.default"

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 from page_builders import ListPage, body_of, target
 
+from connectors._azure.log_analytics import _understood, rows_of
 from connectors.azure_ad.streams import AUDITS, SIGN_INS, fetched
 from connectors.databricks.records import parse_rows
 from connectors.fabric.records import read_records
@@ -20,7 +21,6 @@ from connectors.postgres.log_prefix import compiled
 from connectors.synapse.records import activity_events_of
 from connectors.synapse.records import events_of as synapse_events_of
 from verity_sdk.http import Answer
-from verity_sdk.log_analytics import _understood, rows_of
 from verity_sdk.pages import RejectedRecord
 from verity_sdk.references.databricks import Workspace
 from verity_stream.relay.page_builder import PageBuilder

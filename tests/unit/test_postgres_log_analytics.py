@@ -14,6 +14,7 @@ from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectors._azure.log_analytics import IngestedRow
 from connectors.postgres import PostgresConnector, Settings
 from connectors.postgres.files import place_of
 from connectors.postgres.log_analytics import events_of
@@ -21,7 +22,6 @@ from connectors.postgres.log_lines import LogContext
 from connectors.postgres.log_prefix import DEFAULT_PREFIX, TABLE, compiled, jsonlog_line
 from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Malformed, Misconfigured
-from verity_sdk.log_analytics import IngestedRow
 from verity_sdk.pages import Page, Position, SnapshotGap
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

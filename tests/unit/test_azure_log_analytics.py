@@ -11,9 +11,7 @@ from fakes.synapse import RESOURCE, parse_query
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
-from verity_sdk.http import Answer, HttpSettings
-from verity_sdk.log_analytics import (
+from connectors._azure.log_analytics import (
     WAIT_MAX,
     IngestedRows,
     LogAnalytics,
@@ -26,6 +24,8 @@ from verity_sdk.log_analytics import (
     patient,
     rows_of,
 )
+from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
+from verity_sdk.http import Answer, HttpSettings
 from verity_sdk.windows import Slice, TooLarge
 
 FROM_AT = datetime(2026, 11, 24, 10, tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""What the connectors of Azure's platforms share; every connector may import it."""
