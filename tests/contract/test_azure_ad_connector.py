@@ -329,12 +329,12 @@ async def test_one_stream_that_fails_does_not_hold_up_the_others(tenant: Tenant)
 
 def refuse_beta(fake: AzureAdFake) -> None:
     """Page tokens of /beta no longer work."""
-    state = fake._state
+    state = fake.state
 
     def refusing(token: str, path: str, *others: Any) -> Any:
         return state("none" if path.startswith("/beta/auditLogs") else token, path, *others)
 
-    fake._state = refusing
+    fake.state = refusing
 
 
 async def test_an_order_that_is_refused_is_left_out(tenant: Tenant) -> None:
@@ -654,7 +654,7 @@ async def test_a_listing_is_begun_again_without_what_it_had(tenant: Tenant) -> N
     """A grant that is gone when the enumeration restarts is not there."""
     fake = tenant.fake
     fake.page_objects = 1
-    state, gone = fake._state, fake.consents[0]
+    state, gone = fake.state, fake.consents[0]
 
     def expiring(token: str, path: str, *others: Any) -> Any:
         if path.endswith("/oauth2PermissionGrants") and gone in fake.consents:
@@ -662,7 +662,7 @@ async def test_a_listing_is_begun_again_without_what_it_had(tenant: Tenant) -> N
             token = "expired"
         return state(token, path, *others)
 
-    fake._state = expiring
+    fake.state = expiring
     taken = await snapshot(tenant.connector())
     assert gone not in fake.consents
     assert taken.keys == fake.grants()
@@ -670,13 +670,13 @@ async def test_a_listing_is_begun_again_without_what_it_had(tenant: Tenant) -> N
 
 async def test_an_object_that_is_listed_twice_is_there_once(tenant: Tenant) -> None:
     """On a page and over pages."""
-    page = tenant.fake._page
+    page = tenant.fake.page
 
     def repeating(request: Any, state: Any, *others: Any, **options: Any) -> Any:
         body = page(request, state, *others, **options)
         return {**body, "value": [*state.items[:1], *body["value"], *body["value"]]}
 
-    tenant.fake._page = repeating
+    tenant.fake.page = repeating
     taken = await snapshot(tenant.connector())
     assert taken.keys == tenant.fake.grants()
     assert taken.gaps == {}
@@ -801,7 +801,7 @@ async def test_links_to_strangers_are_not_followed(tenant: Tenant) -> None:
     """The bearer goes to Graph only."""
     lay(tenant.fake)
     await tenant.settle()
-    page = tenant.fake._page
+    page = tenant.fake.page
 
     def led_astray(*args: Any, **options: Any) -> Any:
         body = page(*args, **options)
@@ -809,7 +809,7 @@ async def test_links_to_strangers_are_not_followed(tenant: Tenant) -> None:
             body["@odata.nextLink"] = "https://stranger.example/next"
         return body
 
-    tenant.fake._page = led_astray
+    tenant.fake.page = led_astray
     with pytest.raises(Misconfigured, match=r"stranger\.example"):
         await Collected(SINCE).one_pass(tenant.connector())
     # In a snapshot it is a part that is lost, of a collection as of a single object.
@@ -838,11 +838,11 @@ async def test_no_secret_is_shown(tenant: Tenant, caplog: pytest.LogCaptureFixtu
                 await work
             except (Denied, Unavailable, Misconfigured) as error:
                 texts.append(f"{error!r} {error} {error.__cause__!r} {error.__context__!r}")
-        texts.append(repr(connector) + repr(connector.settings) + repr(connector._connection))
+        texts.append(repr(connector) + repr(connector.settings) + repr(vars(connector)))
         tenant.fake.faults.clear()
     assert len(texts) >= 8
     shown = "\n".join([*texts, caplog.text])
-    for secret in (tenant.fake.client_secret, *tenant.fake._bearers):
+    for secret in (tenant.fake.client_secret, *tenant.fake.bearers):
         assert secret not in shown
 
 
@@ -861,9 +861,9 @@ async def test_azure_identity_may_sign_in(tenant: Tenant, monkeypatch: pytest.Mo
     class Credential:
         async def get_token(self, *scopes: str, **_: Any) -> Token:
             assert scopes == (f"{tenant.url}/.default",)
-            bearer = f"managed-{len(tenant.fake._bearers)}"
+            bearer = f"managed-{len(tenant.fake.bearers)}"
             allowed = frozenset(tenant.fake.permissions)
-            tenant.fake._bearers[bearer] = (NOW + 5 * HOUR, allowed)
+            tenant.fake.bearers[bearer] = (NOW + 5 * HOUR, allowed)
             return Token(bearer)
 
         async def close(self) -> None:

@@ -39,7 +39,7 @@ class AzureAdSource(FakedSource):
         return Context(self.tenant.clock, self.sleep).construct(Unhurried, table)
 
     def secrets(self) -> set[str]:
-        return {self.tenant.client_secret, *self.tenant._bearers}
+        return {self.tenant.client_secret, *self.tenant.bearers}
 
 
 class TestAzureAdLaws(ConnectorLaws):

@@ -33,6 +33,7 @@ from connectors.databricks.warehouse import RESTARTS_MAX
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
+from verity_sdk.http import HttpClient
 from verity_sdk.pages import Page, Position, SnapshotGap, SnapshotScope
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -287,8 +288,8 @@ async def test_a_statement_whose_result_was_closed_is_unavailable(
 
     async def sleep(seconds: float) -> None:
         fake.clock.advance(timedelta(seconds=seconds))
-        for running in fake._statements.values():
-            fake._execute(running)
+        for running in fake.statements.values():
+            fake.execute(running)
         fake.clock.advance(timedelta(hours=2))
 
     with pytest.raises(Unavailable, match="CLOSED"):
@@ -647,19 +648,20 @@ async def test_a_repeated_page_token_is_no_end_and_no_loop(
     assert set(grants) < fake.grants("rest")
 
 
-async def test_requests_of_a_snapshot_are_few_at_once(fake: DatabricksFake, make: Make) -> None:
+async def test_requests_of_a_snapshot_are_few_at_once(
+    fake: DatabricksFake, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under_way = most = 0
-    original = fake._refused
+    original = fake.refused
 
     def counting(request: Any) -> Any:
         nonlocal most
         most = max(most, under_way)
         return original(request)
 
-    fake._refused = counting
+    fake.refused = counting
     connector = make(snapshot_source="rest", snapshot_concurrency=2)
-    client = connector._api._client
-    request = client.request
+    request = HttpClient.request
 
     async def watched(*arguments: Any, **options: Any) -> Any:
         nonlocal under_way
@@ -669,7 +671,9 @@ async def test_requests_of_a_snapshot_are_few_at_once(fake: DatabricksFake, make
         finally:
             under_way -= 1
 
-    client.request = watched
+    await connector.check()  # Signs in and starts the warehouse, outside of what is counted.
+    most = 0
+    monkeypatch.setattr(HttpClient, "request", watched)
     await snapshot(connector)
     assert most == 2
 
@@ -709,7 +713,7 @@ async def test_no_secret_is_in_any_error_log_or_repr(
     with pytest.raises(Unavailable):
         await pages_of(make(disposition="external_links"))
     assert len(errors) > 8
-    tokens = list(fake._tokens)
+    tokens = list(fake.tokens)
     assert tokens
     for secret in (CLIENT_SECRET, "sig=", "key-", *tokens):
         assert not [text for text in (*errors, caplog.text) if secret in text]

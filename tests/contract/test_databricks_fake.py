@@ -536,7 +536,7 @@ def test_row_faults_change_rows_and_not_the_truth(
 def test_too_many_requests_are_refused_until_their_minute_is_over(
     fake: DatabricksFake, client: httpx.Client
 ) -> None:
-    fake.rate._requests = 3
+    fake.rate.requests = 3
     path = f"{CATALOG}/current-metastore-assignment"
     assert [client.get(path).status_code for _ in range(4)] == [200, 200, 200, 429]
     fake.clock.advance(timedelta(minutes=1))

@@ -56,7 +56,7 @@ class DatabricksSource(FakedSource):
         return self.fake.grants("rest")
 
     def secrets(self) -> Collection[str]:
-        return [CLIENT_SECRET, *self.fake._tokens]
+        return [CLIENT_SECRET, *self.fake.tokens]
 
 
 @pytest.fixture(scope="module")

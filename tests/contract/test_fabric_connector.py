@@ -24,7 +24,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from connectors.fabric import FabricConnector, clients
+from connectors.fabric import FabricConnector, Settings, clients
+from connectors.fabric.admin_api import AdminApi
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.context import Context
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
@@ -410,7 +411,7 @@ async def test_the_limit_of_requests_delays_and_loses_nothing(tenant: Tenant) ->
     for n in range(115):
         tenant.fake.add_events(1, at=since + timedelta(hours=n))
     for _ in range(150):
-        tenant.fake._rates["activityevents"].refuse()  # Somebody else reads the log, too.
+        tenant.fake.rates["activityevents"].refuse()  # Somebody else reads the log, too.
     # Budget of our own beyond the tenant's: it is the tenant that refuses.
     settings = {"activity_requests_per_hour": 1_000_000, "http": {"retry_budget": "2h"}}
     found = await tenant.collect(since=since, **settings)
@@ -546,9 +547,11 @@ async def test_check_names_the_tenant_settings(tenant: Tenant) -> None:
 
 async def test_check_of_the_admin_api_names_its_settings(tenant: Tenant) -> None:
     tenant.fake.is_allowed = False
-    async with tenant.connector(snapshot_source="admin_api") as connector:
-        with pytest.raises(Denied, match="use Fabric APIs"):
-            await connector._reader().probe()  # type: ignore[union-attr]
+    settings = Settings.model_validate(tenant.table(snapshot_source="admin_api"))
+    own = clients.Clients(settings, Context(tenant.clock, tenant.sleep))
+    with pytest.raises(Denied, match="use Fabric APIs"):
+        await AdminApi(own, settings).probe()
+    await own.close()
     tenant.fake.is_allowed = True
     async with tenant.connector(snapshot_source="admin_api") as connector:
         await connector.check()
@@ -597,7 +600,7 @@ async def test_many_workspaces_are_scanned_in_batches_not_all_at_once() -> None:
         assert fake.scans_seen_at_once == 3
         assert len({row.snapshot_at for row in found.rows}) == 1
         assert {row.snapshot_at for row in found.rows} <= {
-            scan.created_at + SCANNER_AHEAD for scan in fake._scans.values()
+            scan.created_at + SCANNER_AHEAD for scan in fake.scans.values()
         }
 
 
@@ -771,7 +774,7 @@ async def test_groups_are_expanded_through_graph(tenant: Tenant, source: str) ->
     assert not found.gaps
     asked = [path for _, path in tenant.fake.requests if "transitiveMembers" in path]
     pages = sum(
-        -(-(len(tenant.fake._people_of(one.id)) + len(one.groups)) // 3)
+        -(-(len(tenant.fake.people_of(one.id)) + len(one.groups)) // 3)
         for one in tenant.fake.world.groups
     )
     assert 0 < len(asked) <= pages, "a group is read once"

@@ -164,7 +164,7 @@ def test_an_hour_has_so_many_requests(tenant: Tenant, url: str, name: str, limit
     bearer = tenant.bearer(audience)
     # All but the last are counted without being sent: it is the limit that is looked at.
     for _ in range(limit - 1):
-        assert tenant.fake._rates[name].refuse() is None
+        assert tenant.fake.rates[name].refuse() is None
     assert tenant.http.get(url, headers=bearer).status_code == 200
     refused = tenant.http.get(url, headers=bearer)
     assert refused.status_code == 429

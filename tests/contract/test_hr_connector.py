@@ -227,7 +227,7 @@ async def test_what_a_leaver_s_event_carries(mode: str) -> None:
         assert left.raw_payload["feed"]["action"] == "Updated"
         assert left.raw_payload["employmentStatus"][-1]["employmentStatus"]
         gone = deleted.raw_payload["verity"]
-        assert gone["email"] == fake._entries["106"].versions[0].employee.email  # type: ignore[union-attr]
+        assert gone["email"] == fake.entries["106"].versions[0].employee.email  # type: ignore[union-attr]
         assert (gone["basis"], gone["effective_date"]) == ("deleted", "2026-11-24")
 
 

@@ -150,7 +150,7 @@ class AzureAdFake:
         self._events: list[_Event] = []
         self._made: dict[str, int] = {}
         self._tokens: dict[str, _Token] = {}
-        self._bearers: dict[str, tuple[datetime, frozenset[str]]] = {}
+        self.bearers: dict[str, tuple[datetime, frozenset[str]]] = {}
         self._lock = threading.RLock()
         self._make_directory()
         self.app = Starlette(
@@ -688,12 +688,12 @@ class AzureAdFake:
         bearer = uuid.uuid4().hex
         with self._lock:
             expires_at = self.clock() + timedelta(seconds=3599)
-            self._bearers[bearer] = (expires_at, frozenset(self.permissions))
+            self.bearers[bearer] = (expires_at, frozenset(self.permissions))
         return JSONResponse({"token_type": "Bearer", "expires_in": 3599, "access_token": bearer})
 
     def _allowed(self, request: Request) -> frozenset[str]:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        known = self._bearers.get(bearer) if scheme == "Bearer" else None
+        known = self.bearers.get(bearer) if scheme == "Bearer" else None
         if known is None or known[0] <= self.clock() or self.faults.take(Fault.TOKEN_EXPIRED):
             raise _Refusal(
                 401,
@@ -776,10 +776,10 @@ class AzureAdFake:
         key = tuple(sorted(query.items()))
         top = min(self._top(query, self.page_records, 1000), self.page_records)
         if token is not None:
-            state = self._state(token, request.url.path, key, "BadRequest", "Invalid Skip Token.")
+            state = self.state(token, request.url.path, key, "BadRequest", "Invalid Skip Token.")
         else:
             state = self._new_state(request, key, self._matching(version, name, query))
-        return self._page(request, state, query, top, is_report=True, token=token)
+        return self.page(request, state, query, top, is_report=True, token=token)
 
     def _matching(self, version: str, name: str, query: dict[str, str]) -> list[dict[str, Any]]:
         """The records of a query in the order in which Graph serves them."""
@@ -860,10 +860,10 @@ class AzureAdFake:
         top = min(self._top(query, 100, 999), self.page_objects)
         if token is not None:
             message = "The specified page token value has expired."
-            state = self._state(token, request.url.path, key, "Directory_ExpiredPageToken", message)
+            state = self.state(token, request.url.path, key, "Directory_ExpiredPageToken", message)
         else:
             state = self._new_state(request, key, [shape(one, query) for one in items()])
-        return self._page(request, state, query, top, is_report=False, token=token)
+        return self.page(request, state, query, top, is_report=False, token=token)
 
     def _directory_collection(
         self, version: str, parts: list[str]
@@ -967,7 +967,7 @@ class AzureAdFake:
         expires_at = self.clock() + timedelta(hours=1)
         return _Token(request.url.path, key, items, 0, expires_at)
 
-    def _state(
+    def state(
         self, token: str, path: str, key: tuple[tuple[str, str], ...], code: str, message: str
     ) -> _Token:
         state = self._tokens.get(token)
@@ -981,7 +981,7 @@ class AzureAdFake:
             raise _Refusal(400, code, message)
         return state
 
-    def _page(
+    def page(
         self,
         request: Request,
         state: _Token,

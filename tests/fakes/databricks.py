@@ -243,8 +243,8 @@ class DatabricksFake:
         self.cancelled: list[str] = []
         self.storage_credentials_seen: list[str] = []
         self._rows: list[Row] = []
-        self._statements: dict[str, Running] = {}
-        self._tokens: dict[str, datetime] = {}
+        self.statements: dict[str, Running] = {}
+        self.tokens: dict[str, datetime] = {}
         self._made = 0
         self._tokens_given = 0
         self._emails = {one.object_id: one.email for one in world.people}
@@ -577,7 +577,7 @@ class DatabricksFake:
             if wait is not None:
                 headers = {"Retry-After": str(max(1, round(wait)))}
                 return JSONResponse(_body("REQUEST_LIMIT_EXCEEDED", "slow down"), 429, headers)
-            refused = self._refused(request)
+            refused = self.refused(request)
             if refused is not None:
                 return refused
             response = await handler(request)
@@ -591,16 +591,16 @@ class DatabricksFake:
 
         return answer
 
-    def _refused(self, request: Request) -> Response | None:
+    def refused(self, request: Request) -> Response | None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         expired = self.faults.take(Fault.TOKEN_EXPIRED)
         if scheme == "Bearer" and not expired:
             if token == PERSONAL_TOKEN:
                 return None
-            if token in self._tokens and self.clock() < self._tokens[token]:
+            if token in self.tokens and self.clock() < self.tokens[token]:
                 return None
         if expired:
-            self._tokens.pop(token, None)
+            self.tokens.pop(token, None)
         return _error(401, "UNAUTHENTICATED", "the credential is missing, wrong or has expired")
 
     # ---------------------------------------------------------------------------------- login
@@ -636,8 +636,8 @@ class DatabricksFake:
         return JSONResponse(self._new_token())
 
     def _new_token(self) -> dict[str, Any]:
-        token = f"token-{len(self._tokens)}-{uuid.uuid4().hex}"
-        self._tokens[token] = self.clock() + timedelta(hours=1)
+        token = f"token-{len(self.tokens)}-{uuid.uuid4().hex}"
+        self.tokens[token] = self.clock() + timedelta(hours=1)
         return {"access_token": token, "token_type": "Bearer", "expires_in": 3600}
 
     # ----------------------------------------------------------------------------- statements
@@ -665,7 +665,7 @@ class DatabricksFake:
             parameters[one["name"]] = (one.get("value"), one.get("type", "STRING"))
         now = self.clock()
         running = Running(
-            f"01ef-{len(self._statements):012x}",
+            f"01ef-{len(self.statements):012x}",
             body["statement"],
             parameters,
             disposition,
@@ -673,15 +673,15 @@ class DatabricksFake:
             now,
             now,
         )
-        self._statements[running.id] = running
+        self.statements[running.id] = running
         if int(wait[1]) and running.polls_left <= 0:
-            self._execute(running)
+            self.execute(running)
         elif int(wait[1]) and body.get("on_wait_timeout") == "CANCEL":
             running.state, running.ended_at = "CANCELED", now
         return JSONResponse(self._described(running))
 
     async def _look(self, request: Request) -> Response:
-        running = self._statements.get(request.path_params["id"])
+        running = self.statements.get(request.path_params["id"])
         now = self.clock()
         if running is None or (running.ended_at and now - running.ended_at > FORGOTTEN_AFTER):
             return _error(404, "NOT_FOUND", "no such statement")
@@ -690,7 +690,7 @@ class DatabricksFake:
             if now - running.looked_at > KEEP_ALIVE:
                 running.state, running.ended_at = "CANCELED", now
             elif running.polls_left <= 0:
-                self._execute(running)
+                self.execute(running)
             else:
                 running.state = "RUNNING"
             running.looked_at = now
@@ -699,7 +699,7 @@ class DatabricksFake:
         return JSONResponse(self._described(running))
 
     async def _cancel(self, request: Request) -> Response:
-        running = self._statements.get(request.path_params["id"])
+        running = self.statements.get(request.path_params["id"])
         if running is None:
             return _error(404, "NOT_FOUND", "no such statement")
         self.cancelled.append(running.id)
@@ -708,7 +708,7 @@ class DatabricksFake:
         return JSONResponse({})
 
     async def _chunk(self, request: Request) -> Response:
-        running = self._statements.get(request.path_params["id"])
+        running = self.statements.get(request.path_params["id"])
         index = request.path_params["index"]
         if running is None or running.state != "SUCCEEDED" or index >= len(running.chunks):
             return _error(404, "NOT_FOUND", "no such chunk")
@@ -805,12 +805,12 @@ class DatabricksFake:
             self.links_refused, is_good = self.links_refused - 1, False
         if not is_good or self.clock().timestamp() >= int(expires):
             return Response("<Error><Code>AuthenticationFailed</Code></Error>", 403)
-        running = self._statements[statement_id]
+        running = self.statements[statement_id]
         rows = [running.cells(row) for row in running.chunks[int(index)]]
         lost = self.rows_lost if int(index) else 0
         return JSONResponse(rows[: len(rows) - lost])
 
-    def _execute(self, running: Running) -> None:
+    def execute(self, running: Running) -> None:
         running.ended_at = self.clock()
         try:
             columns, rows, cells = self._select(running)

@@ -204,12 +204,12 @@ class FabricFake:
         self._events: list[_Event] = []
         self._listings: dict[str, tuple[_Listing, datetime]] = {}
         self._listing_count = 0
-        self._scans: dict[str, _Scan] = {}
+        self.scans: dict[str, _Scan] = {}
         self._tokens: dict[str, tuple[str, datetime]] = {}
         self._admin_tokens: dict[str, int] = {}
         self._lock = threading.Lock()
         self.scans_seen_at_once = 0
-        self._rates = {
+        self.rates = {
             name: Rate(count, HOUR, clock)
             for name, count in {
                 "activityevents": 200,
@@ -269,7 +269,7 @@ class FabricFake:
             if holder.kind == "user" and holder.email:
                 rows.add((holder.ref, f"user:{holder.email.lower()}", "alias", "alias", ""))
             if holder.kind == "group" and are_groups_expanded:
-                for person in self._people_of(holder.id):
+                for person in self.people_of(holder.id):
                     ref = f"user:{person.object_id}"
                     rows.add((ref, asset, privilege, "group", holder.ref))
                     rows.add((ref, f"user:{person.email}", "alias", "alias", ""))
@@ -340,7 +340,7 @@ class FabricFake:
             workspaces.append(one)
         return workspaces
 
-    def _people_of(self, group_id: str, seen: frozenset[str] = frozenset()) -> list[Any]:
+    def people_of(self, group_id: str, seen: frozenset[str] = frozenset()) -> list[Any]:
         """Everybody in a group, through other groups too; groups may be cyclic."""
         people: dict[str, Any] = {}
         waiting, known = [group_id], set(seen)
@@ -451,7 +451,7 @@ class FabricFake:
             if refused is not None:
                 return refused
             if limit is not None and self.is_limited:
-                wait = self._rates[limit].refuse()
+                wait = self.rates[limit].refuse()
                 if wait is not None:
                     headers = {"Retry-After": str(int(wait) + 1)} if audience == "fabric" else {}
                     body = self._error_body(audience, "TooManyRequests", is_retriable=True)
@@ -629,9 +629,9 @@ class FabricFake:
         with self._lock:
             if self.is_limited and self.scans_under_way >= 16:
                 return JSONResponse(self._error_body("powerbi", "TooManyRequests"), 429)
-            scan_id = self._guid("scan", len(self._scans))
+            scan_id = self._guid("scan", len(self.scans))
             has_users = request.query_params.get("getArtifactUsers", "").lower() == "true"
-            self._scans[scan_id] = _Scan(self.clock(), ids, self.scans_to_fail > 0, has_users)
+            self.scans[scan_id] = _Scan(self.clock(), ids, self.scans_to_fail > 0, has_users)
             self.scans_to_fail = max(0, self.scans_to_fail - 1)
         self.scans_seen_at_once = max(self.scans_seen_at_once, self.scans_under_way)
         return JSONResponse(self._scan_body(scan_id, "NotStarted"), 202)
@@ -642,16 +642,16 @@ class FabricFake:
         oldest_at = self.clock() - SCAN_LIVES
         return sum(
             scan.poll_count <= self.scan_polls and scan.created_at > oldest_at
-            for scan in self._scans.values()
+            for scan in self.scans.values()
         )
 
     def _scan_body(self, scan_id: str, status: str) -> dict[str, Any]:
-        created = f"{self._scans[scan_id].created_at + SCANNER_AHEAD:%Y-%m-%dT%H:%M:%S.%f}7Z"
+        created = f"{self.scans[scan_id].created_at + SCANNER_AHEAD:%Y-%m-%dT%H:%M:%S.%f}7Z"
         return {"id": scan_id, "createdDateTime": created, "status": status}
 
     async def _scan_status(self, request: Request) -> Response:
         scan_id = request.path_params["scan"]
-        scan = self._scans.get(scan_id)
+        scan = self.scans.get(scan_id)
         if scan is None:
             return JSONResponse(self._error_body("powerbi", "ScanNotFound"), 404)
         scan.poll_count += 1
@@ -666,7 +666,7 @@ class FabricFake:
         return JSONResponse(self._scan_body(scan_id, "Succeeded"))
 
     async def _scan_result(self, request: Request) -> Response:
-        scan = self._scans.get(request.path_params["scan"])
+        scan = self.scans.get(request.path_params["scan"])
         if scan is None or scan.created_at + RESULT_LIVES <= self.clock():
             return JSONResponse(self._error_body("powerbi", "ScanNotFound"), 404)
         if scan.poll_count <= self.scan_polls or scan.will_fail:
@@ -805,7 +805,7 @@ class FabricFake:
                 "id": person.object_id,
                 "userPrincipalName": person.email,
             }
-            for person in self._people_of(group_id)
+            for person in self.people_of(group_id)
         ]
         group = next(one for one in self.world.groups if one.id == group_id)
         members += [{"@odata.type": "#microsoft.graph.group", "id": one} for one in group.groups]

@@ -150,7 +150,7 @@ class HrFake:
         self.hidden_columns: set[str] = set()
         self.hidden_tables: set[str] = set()
         self.rate = Rate(100, timedelta(seconds=10), clock)
-        self._entries: dict[str, _Entry] = {}
+        self.entries: dict[str, _Entry] = {}
         self._row_id = 1000
         self._hired = 0
         self._chance = random.Random(world.seed)
@@ -240,13 +240,13 @@ class HrFake:
         person_id: str,
         event_id: str | None,
     ) -> None:
-        self._entries.setdefault(person_id, _Entry()).versions.append(
+        self.entries.setdefault(person_id, _Entry()).versions.append(
             Version(employee, at, visible_at, action, event_id)
         )
 
     def latest(self, person_id: str) -> Employee:
         """An employee's record, as it will be when all is visible."""
-        employee = self._entries[person_id].versions[-1].employee
+        employee = self.entries[person_id].versions[-1].employee
         assert employee is not None
         return employee
 
@@ -360,14 +360,14 @@ class HrFake:
         """Everything since the story began that a reader can see: not what a later change hides,
         and not that the first people were hired."""
         with self._lock:
-            shown = [entry.versions[-1] for entry in self._entries.values()]
+            shown = [entry.versions[-1] for entry in self.entries.values()]
             return {one.event_id for one in shown if one.event_id is not None}
 
     def everything(self) -> set[tuple[str, str]]:
         """(employee, operation) of a first pass from the beginning of the feed."""
         found = set()
         with self._lock:
-            for person_id, entry in self._entries.items():
+            for person_id, entry in self.entries.items():
                 employee = entry.versions[-1].employee
                 has_left = (
                     employee is None or employee.statuses[-1]["employmentStatus"] == TERMINATED
@@ -380,7 +380,7 @@ class HrFake:
         now = self.clock()
         today = now.date()
         with self._lock:
-            shown = [one for entry in self._entries.values() if (one := entry.shown(now))]
+            shown = [one for entry in self.entries.values() if (one := entry.shown(now))]
             everybody = [one.employee for one in shown if one.employee is not None]
         active = [one for one in everybody if one.is_active(today)]
         by_name = {one.name: one.id for one in (everybody if has_oauth else active)}
@@ -449,7 +449,7 @@ class HrFake:
         with self._lock:
             return {
                 person_id: version
-                for person_id, entry in self._entries.items()
+                for person_id, entry in self.entries.items()
                 if (version := entry.shown(now)) is not None
             }
 
@@ -495,7 +495,7 @@ class HrFake:
         )
 
     def _was_inserted_since(self, person_id: str, since: str) -> bool:
-        first = self._entries[person_id].versions[0]
+        first = self.entries[person_id].versions[0]
         return first.action == "Inserted" and first.changed_at > datetime.fromisoformat(since)
 
     def _columns(self, rows: Iterable[dict[str, Any]], *, with_owner: bool) -> list[dict[str, Any]]:

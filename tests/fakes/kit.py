@@ -27,7 +27,7 @@ class Rate:
     """A vendor's limit: so many requests in any stretch of so long, by the fake's clock."""
 
     def __init__(self, requests: int, per: timedelta, clock: Clock) -> None:
-        self._requests, self._per, self._clock = requests, per, clock
+        self.requests, self._per, self._clock = requests, per, clock
         self._times: deque[datetime] = deque()
 
     def refuse(self) -> float | None:
@@ -35,7 +35,7 @@ class Rate:
         now = self._clock()
         while self._times and self._times[0] <= now - self._per:
             self._times.popleft()
-        if len(self._times) < self._requests:
+        if len(self._times) < self.requests:
             self._times.append(now)
             return None
         return (self._times[0] + self._per - now).total_seconds()

@@ -24,6 +24,7 @@ from postgres_servers import (
 )
 
 from connectors.postgres import PostgresConnector
+from connectors.postgres.server import Server
 from connectors.postgres.setup import setup_sql
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
@@ -359,39 +360,44 @@ async def test_a_backfill_ends_at_its_bound_and_its_cursor_loses_nothing(pg18: T
         assert "'first'" not in str(rest)
 
 
-async def test_the_check_names_every_fault_at_once(pg18: TestServer) -> None:
+async def test_the_check_names_every_fault_at_once(
+    pg18: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with connector(pg18) as reader:
         await reader.check()
-        real = reader._server.rows
+        real = Server.rows
 
-        async def rows(sql: str, *arguments: Any) -> Any:
+        async def rows(self: Server, sql: str, *arguments: Any) -> Any:
             wrong = {
                 "log_destination": "csvlog",
                 "lc_messages": "fr_FR",
                 "logging_collector": "off",
             }
-            return [{**dict(r), **wrong} if "lc_messages" in r else r for r in await real(sql)]
+            return [
+                {**dict(r), **wrong} if "lc_messages" in r else r for r in await real(self, sql)
+            ]
 
-        reader._server.rows = rows  # type: ignore[method-assign]
+        monkeypatch.setattr(Server, "rows", rows)
         with pytest.raises(Misconfigured) as raised:
             await reader.check()
         for setting in ["log_destination", "lc_messages", "logging_collector"]:
             assert setting in str(raised.value)
 
 
-async def test_the_directory_of_a_server_that_went_down_is_read_on(pg18: TestServer) -> None:
+async def test_the_directory_of_a_server_that_went_down_is_read_on(
+    pg18: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = {"source": "directory", "log_directory": str(pg18.log_directory)}
     async with connector(pg18, **directory) as reader:
         since = datetime.now(UTC)
         assert await one_pass(reader, None, since)
 
-        async def down(sql: str, *arguments: Any) -> Any:
+        async def down(self: Server, sql: str, *arguments: Any) -> Any:
             raise Unavailable("the server cannot be reached")
 
-        reader._server.rows = down  # type: ignore[method-assign]
+        monkeypatch.setattr(Server, "rows", down)
         assert await one_pass(reader, None, since)
     async with connector(pg18, **directory) as fresh:
-        fresh._server.rows = down  # type: ignore[method-assign]
         with pytest.raises(Unavailable):
             await one_pass(fresh, None, since)
 
@@ -416,11 +422,13 @@ async def test_a_broken_connection_is_unavailable_once_and_then_replaced(pg18: T
 async def test_an_answer_that_does_not_come_in_time_costs_the_connection(pg18: TestServer) -> None:
     """Whatever state it is in: behind a firewall that swallows packets it would hang for ever."""
     async with connector(pg18, query_timeout="2s") as reader:
-        before = await reader._server.value("SELECT pg_backend_pid()")
-        assert await reader._server.value("SELECT pg_backend_pid()") == before, "kept"
-        with pytest.raises(Unavailable, match="in time"):
-            await reader._server.value("SELECT pg_sleep(30)")
-        assert await reader._server.value("SELECT pg_backend_pid()") != before
+        server = Server(reader.settings)
+    before = await server.value("SELECT pg_backend_pid()")
+    assert await server.value("SELECT pg_backend_pid()") == before, "kept"
+    with pytest.raises(Unavailable, match="in time"):
+        await server.value("SELECT pg_sleep(30)")
+    assert await server.value("SELECT pg_backend_pid()") != before
+    await server.close()
 
 
 async def test_without_the_reader_functions_the_hint_names_the_command(pg18: TestServer) -> None:
@@ -451,19 +459,19 @@ async def test_without_the_reader_functions_the_hint_names_the_command(pg18: Tes
     ],
 )
 async def test_a_server_that_logs_otherwise_is_refused_by_the_name_of_the_setting(
-    pg18: TestServer, setting: str, value: str
+    pg18: TestServer, setting: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings are faked where the running server must not change: only the answer counts."""
     async with connector(pg18) as reader:
-        real = reader._server.rows
+        real = Server.rows
 
-        async def rows(sql: str, *arguments: Any) -> Any:
-            found = await real(sql, *arguments)
+        async def rows(self: Server, sql: str, *arguments: Any) -> Any:
+            found = await real(self, sql, *arguments)
             if "log_filename" in sql and setting == "log_filename":
                 return [(value,)]
             return [{**dict(row), setting: value} if setting in row else row for row in found]
 
-        reader._server.rows = rows  # type: ignore[method-assign]
+        monkeypatch.setattr(Server, "rows", rows)
         with pytest.raises(Misconfigured, match=setting):
             await one_pass(reader, None, datetime.now(UTC))
 
@@ -471,13 +479,15 @@ async def test_a_server_that_logs_otherwise_is_refused_by_the_name_of_the_settin
 @pytest.mark.parametrize(
     ("version", "message"), [(140_012, "PostgreSQL 14"), (90_624, "PostgreSQL 9")]
 )
-async def test_an_old_server_is_refused(pg18: TestServer, version: int, message: str) -> None:
+async def test_an_old_server_is_refused(
+    pg18: TestServer, version: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with connector(pg18) as reader:
 
-        async def rows(sql: str, *arguments: Any) -> Any:
+        async def rows(self: Server, sql: str, *arguments: Any) -> Any:
             return [(version,)]
 
-        reader._server.rows = rows  # type: ignore[method-assign]
+        monkeypatch.setattr(Server, "rows", rows)
         with pytest.raises(Misconfigured, match=message):
             await one_pass(reader, None, datetime.now(UTC))
 
