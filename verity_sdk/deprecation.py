@@ -8,6 +8,34 @@ from importlib import import_module
 from typing import Any
 
 
+def moved_module(
+    module: str, home: str, renamed: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
+    """A module's `__getattr__` where all of its names have moved to another one.
+
+    The other one may lie above: it is imported by its name only, when it is asked for.
+
+    Args:
+        module: The module's own name.
+        home: Where its names are now.
+        renamed: Old name → new name, for those that have another one there.
+    """
+
+    def found(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new_name = (renamed or {}).get(name, name)
+        value = getattr(import_module(home), new_name)
+        warnings.warn(
+            f"{module}.{name} is {home}.{new_name} now; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return value
+
+    return found
+
+
 def moved(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """A module's `__getattr__` for names that it no longer has.
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from connectors.azure_ad import references as names
 from connectors.azure_ad.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
-from verity_sdk.references import azure_ad as names
 
 DEFAULT_ACCESS = "default_access"
 GROUP_PREFIX = references.group("")

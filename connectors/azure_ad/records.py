@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from connectors.azure_ad import references as names
 from connectors.azure_ad.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
-from verity_sdk.references import azure_ad as names
 from verity_sdk.times import parse_utc
 
 SIGN_IN = "Sign-in activity"

@@ -13,6 +13,7 @@ from connectors._azure.sign_in import SignIn
 from connectors.databricks.api import RestApi
 from connectors.databricks.permissions import CATALOG_API, read_permissions
 from connectors.databricks.records import parse_rows
+from connectors.databricks.references import Workspace
 from connectors.databricks.settings import LOOKBACK, PLATFORM, Settings
 from connectors.databricks.statements import CHECK_SQL, Statement, audit_statement
 from connectors.databricks.warehouse import RESTARTS_MAX, ResultGone, Warehouse
@@ -28,7 +29,6 @@ from verity_sdk.pages import (
     SnapshotGap,
     SnapshotScope,
 )
-from verity_sdk.references.databricks import Workspace
 from verity_sdk.windows import Fetched, Slice, WindowedStream, WindowPolicy, windowed_pages
 
 AUDIT_STREAM = "audit"

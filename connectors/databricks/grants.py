@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from connectors.databricks.groups import Directory
+from connectors.databricks.references import Workspace, object_ref, recipient_ref, securable_ref
 from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.references import ALIAS, account, group, service_principal, user
-from verity_sdk.references.databricks import Workspace, object_ref, recipient_ref, securable_ref
 
 OWNER = "OWNER"
 MEMBER = "MEMBER"

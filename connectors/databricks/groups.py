@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from connectors.databricks.references import is_application_id
 from verity_sdk.references import group, service_principal, user
-from verity_sdk.references.databricks import is_application_id
 
 SYSTEM_USER = "System user"
 """Who owns what Databricks itself made, `information_schema` for example."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from connectors.databricks.api import RestApi, in_order
 from connectors.databricks.grants import VIEWS, Grants, View
 from connectors.databricks.groups import Directory
+from connectors.databricks.references import Workspace
 from connectors.databricks.settings import Settings
 from connectors.databricks.statements import Statement
 from connectors.databricks.warehouse import Warehouse
@@ -18,7 +19,6 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.http import encoded
 from verity_sdk.pages import SnapshotGap, SnapshotScope
-from verity_sdk.references.databricks import Workspace
 
 Found: TypeAlias = PermissionSnapshot | SnapshotGap | SnapshotScope
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from connectors.databricks.references import Workspace, asset_of, principal_ref
 from connectors.databricks.settings import PLATFORM
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references.databricks import Workspace, asset_of, principal_ref
 from verity_sdk.values import dumps, loads
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

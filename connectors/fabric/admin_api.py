@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from connectors.fabric import grants
+from connectors.fabric import references as names
 from connectors.fabric.clients import Clients, admin, refusal
 from connectors.fabric.concurrently import in_order
 from connectors.fabric.scanner import Row, end_of
@@ -17,7 +18,6 @@ from connectors.fabric.settings import Settings
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import Answer, HttpClient, encoded, follow
 from verity_sdk.pages import SnapshotGap
-from verity_sdk.references import fabric as names
 
 ADMIN_PATH = "/v1/admin"
 WORKSPACES = "admin/workspaces"

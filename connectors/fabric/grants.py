@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from connectors.fabric import references as names
 from connectors.fabric.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
-from verity_sdk.references import fabric as names
 
 ROLE = "role"
 DIRECT = "direct"

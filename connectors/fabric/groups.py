@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from connectors.fabric import grants
+from connectors.fabric import references as names
 from connectors.fabric.clients import GRAPH, Clients, refusal
 from connectors.fabric.scanner import Row
 from connectors.fabric.settings import Settings
@@ -16,7 +17,6 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import Answer, encoded, follow
 from verity_sdk.pages import SnapshotGap, SnapshotScope
-from verity_sdk.references import fabric as names
 
 PAGE_MEMBERS = 999  # Graph's largest page of directory objects.
 _GROUP = "#microsoft.graph.group"

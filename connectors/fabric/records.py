@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from connectors.fabric import references as names
 from connectors.fabric.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references import fabric as names
 from verity_sdk.times import parse_utc
 from verity_sdk.values import dumps
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from connectors.fabric import grants
+from connectors.fabric import references as names
 from connectors.fabric.clients import (
     MODIFIED_WORKSPACES,
     SCAN_RESULT,
@@ -25,7 +26,6 @@ from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Unavailable
 from verity_sdk.http import Answer
 from verity_sdk.pages import SnapshotGap, SnapshotScope
-from verity_sdk.references import fabric as names
 from verity_sdk.times import parse_utc
 
 logger = logging.getLogger(__name__)

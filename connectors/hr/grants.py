@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from connectors.hr import references as names
 from connectors.hr.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
-from verity_sdk.references import hr as names
 
 
 @dataclass(frozen=True, slots=True)

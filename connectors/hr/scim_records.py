@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from connectors.hr import references as names
 from connectors.hr.changes import Observation
 from connectors.hr.fields import ENTERPRISE, text
 from connectors.hr.grants import Holder
@@ -19,7 +20,6 @@ from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references import hr as names
 from verity_sdk.times import parse_utc
 from verity_sdk.values import dumps
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from connectors.postgres.references import asset_ref, public_ref, role_ref
 from connectors.postgres.settings import PLATFORM
 from verity_sdk.connector_base import PermissionSnapshot
-from verity_sdk.references.postgres import asset_ref, public_ref, role_ref
 
 # Its only member is, implicitly, the owner of the database one is connected to
 # (documentation of PostgreSQL 18, "Predefined Roles", read 2026-11-24).

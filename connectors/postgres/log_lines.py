@@ -15,12 +15,12 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from connectors.postgres.references import asset_ref, quoted, role_ref
 from connectors.postgres.settings import PLATFORM
 from connectors.postgres.statements import Statement, Touch, first_word, redacted, touched
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references.postgres import asset_ref, quoted, role_ref
 from verity_sdk.values import loads
 
 DERIVED_KEY = "verity"

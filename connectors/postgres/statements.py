@@ -24,7 +24,7 @@ from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import SqlglotError
 from sqlglot.tokenizer_core import Token, TokenType
 
-from verity_sdk.references.postgres import folded, quoted, words
+from connectors.postgres.references import folded, quoted, words
 
 MULTI_STATEMENT_MAX = 1000
 CACHED_STATEMENT_BYTES = 4096

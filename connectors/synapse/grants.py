@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from connectors.synapse import references as names
 from connectors.synapse.settings import PLATFORM
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
-from verity_sdk.references import synapse as names
 
 
 def role_names(definitions: Iterable[Any]) -> dict[str, str]:

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from connectors._azure.log_analytics import IngestedRow, canonical_time, numbered, parsed
+from connectors.synapse import references as names
 from connectors.synapse.settings import PLATFORM, RBAC_OPERATIONS, SERVERLESS_REQUESTS, SQL_AUDIT
 from verity_sdk import references
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references import synapse as names
 from verity_sdk.times import format_utc, parse_utc
 from verity_sdk.values import dumps, utf8
 

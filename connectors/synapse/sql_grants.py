@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from connectors.synapse import references as names
 from connectors.synapse.settings import PLATFORM
 from verity_sdk import references
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Malformed
-from verity_sdk.references import synapse as names
 
 PRINCIPALS_SQL = (
     "SELECT principal_id, name, type, type_desc, authentication_type_desc,"

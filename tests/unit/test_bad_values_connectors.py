@@ -14,6 +14,7 @@ from page_builders import ListPage, body_of, target
 from connectors._azure.log_analytics import _understood, rows_of
 from connectors.azure_ad.streams import AUDITS, SIGN_INS, fetched
 from connectors.databricks.records import parse_rows
+from connectors.databricks.references import Workspace
 from connectors.fabric.records import read_records
 from connectors.postgres.log_analytics import events_of as postgres_events_of
 from connectors.postgres.log_lines import LogContext, parse_line
@@ -22,7 +23,6 @@ from connectors.synapse.records import activity_events_of
 from connectors.synapse.records import events_of as synapse_events_of
 from verity_sdk.http import Answer
 from verity_sdk.pages import RejectedRecord
-from verity_sdk.references.databricks import Workspace
 from verity_stream.relay.page_builder import PageBuilder
 
 AT = "2026-11-24T08:01:02.123456Z"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from connectors.databricks.grants import VIEWS, Grants
 from connectors.databricks.groups import Directory, Membership
+from connectors.databricks.references import Workspace
 from connectors.databricks.settings import OWNER_VIEWS, PRIVILEGE_VIEWS
 from verity_sdk.errors import Malformed
-from verity_sdk.references.databricks import Workspace
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 APP = "0f5d6e7a-1111-4000-8000-00000000c1de"

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.databricks.records import event_of, fallback_id, parse_rows
+from connectors.databricks.references import Workspace
 from verity_sdk.connector_base import RawEvent
 from verity_sdk.errors import Malformed
-from verity_sdk.references.databricks import Workspace
 
 PLACE = Workspace("m-1", "42")
 APP = "0f5d6e7a-1111-4000-8000-00000000c1de"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from connectors.fabric import FabricConnector, Settings, grants
+from connectors.fabric import references as names
 from connectors.fabric.activity import _Listing
 from connectors.fabric.admin_api import _next_url
 from connectors.fabric.records import event_of, read_records
@@ -20,7 +21,6 @@ from connectors.fabric.silence import SilenceWatch
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.http import Answer
-from verity_sdk.references import fabric as names
 
 AT = datetime(2026, 11, 24, 8, tzinfo=UTC)
 BASE: dict[str, Any] = {

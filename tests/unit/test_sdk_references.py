@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from inspect import isfunction
+
 import pytest
 
+from connectors.azure_ad import references as azure_ad
+from connectors.databricks import references as databricks
+from connectors.fabric import references as fabric
+from connectors.hr import references as hr
+from connectors.postgres import references as postgres
+from connectors.synapse import references as synapse
 from verity_sdk import references
-from verity_sdk.references import azure_ad, databricks, fabric, hr, postgres, synapse
 
 
 @pytest.mark.parametrize(
@@ -45,3 +55,18 @@ from verity_sdk.references import azure_ad, databricks, fabric, hr, postgres, sy
 )
 def test_a_name(made: str, is_called: str) -> None:
     assert made == is_called
+
+
+@pytest.mark.parametrize("entry", entry_points(group="verity.connectors"), ids=lambda one: one.name)
+def test_a_platforms_names_of_old_lead_to_its_connector_and_warn(entry: EntryPoint) -> None:
+    if find_spec(f"verity_sdk.references.{entry.name}") is None:
+        return  # A platform of later: its names were never in the SDK.
+    new = import_module(f"connectors.{entry.name}.references")
+    old = import_module(f"verity_sdk.references.{entry.name}")
+    functions = [name for name, one in vars(new).items() if isfunction(one) and name[0] != "_"]
+    assert functions
+    for name in functions:
+        with pytest.warns(DeprecationWarning, match=f"{name} is connectors.{entry.name}"):
+            assert getattr(old, name) is getattr(new, name)
+    with pytest.raises(AttributeError):
+        _ = old.never_there

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from connectors._azure.log_analytics import IngestedRow
 from connectors.synapse import PLATFORM, Settings, sql_server
+from connectors.synapse import references as names
 from connectors.synapse.grants import azure_grant, deny_grants, role_names, synapse_grant
 from connectors.synapse.records import activity_events_of, content_hash, event_of, events_of
 from connectors.synapse.sql_grants import SqlCatalog, sql_records
 from verity_sdk.errors import Malformed, Misconfigured, Unavailable
-from verity_sdk.references import synapse as names
 
 AT = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
 GUID = "11111111-2222-4333-8444-555555555555"
