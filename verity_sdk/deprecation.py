@@ -22,16 +22,16 @@ def moved_module(
     """
 
     def found(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new_name = (renamed or {}).get(name, name)
-        value = getattr(import_module(home), new_name)
+        there = None if name.startswith("__") else import_module(home)
+        if not hasattr(there, new_name):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warnings.warn(
             f"{module}.{name} is {home}.{new_name} now; the old name goes with the next release",
             DeprecationWarning,
             stacklevel=2,
         )
-        return value
+        return getattr(there, new_name)
 
     return found
 

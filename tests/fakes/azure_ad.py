@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.applications import Starlette
@@ -125,6 +125,8 @@ class AzureAdFake:
         pages_in_a_row: The most pages that an enumeration of the audit logs was read.
     """
 
+    is_acted_on: ClassVar[bool] = True
+
     def __init__(self, world: World, clock: Clock) -> None:
         self.world = world
         self.clock = clock
@@ -162,6 +164,10 @@ class AzureAdFake:
                 Route("/{version}/{path:path}", self._graph),
             ]
         )
+
+    def table(self, url: str, retention: str) -> dict[str, Any]:
+        """The connector's table of `verity.toml` for this fake, served at a URL."""
+        return self.settings(url, retention=retention)
 
     def settings(self, url: str, **others: Any) -> dict[str, Any]:
         """The settings of a connector that observes this tenant."""
@@ -1123,6 +1129,9 @@ def main() -> None:
         for name in ("tenant_id", "client_id", "client_secret"):
             print(f"{name} = {getattr(fake, name)!r}", flush=True)  # noqa: T201 - so are these
         stop.wait()
+
+
+Fake = AzureAdFake
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The whole made-up company: all fakes over one world, and the connectors' tables for them.
 
 `python -m fakes.company` serves them on the machine's clock until SIGTERM. Its first line is a JSON
-object: platform → the table of `verity.toml`.
+object with the tables of `verity.toml`, by platform, and the platforms on which people act.
+
+A new platform's fake is part of it by its name: `Fake` in `fakes.<type>`, with `is_acted_on`,
+`table` and, where more than `app` is served, `beside`.
 """
 
 from __future__ import annotations
@@ -11,37 +14,37 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
-from fakes import databricks, fabric, hr, synapse
-from fakes.azure_ad import AzureAdFake
-from fakes.databricks import DatabricksFake
-from fakes.fabric import FabricFake
-from fakes.hr import HrFake
 from fakes.kit import Clock, Fault, serving
-from fakes.synapse import SynapseFake
 from fakes.world import World
-
-PLATFORMS = ("azure_ad", "fabric", "synapse", "databricks", "hr")
-AUDITED = ("azure_ad", "fabric", "synapse", "databricks")
-"""Where people act; HR only says who they are."""
 
 HISTORY = timedelta(hours=6)
 SETTLED = timedelta(minutes=75)
 """Longer than any connector stays behind now: what happened before is collected at once."""
-TENANT = "6f0d2f0e-7a9b-4b8e-9d53-1d6f8a0c1b2e"
 
-_CLASSES: dict[str, Callable[[World, Clock], Any]] = {
-    "azure_ad": AzureAdFake,
-    "fabric": FabricFake,
-    "synapse": SynapseFake,
-    "databricks": DatabricksFake,
-    "hr": HrFake,
-}
+
+def _fakes() -> dict[str, Any]:
+    """The fake of every installed connector that has one: `Fake` of `fakes.<type>`."""
+    names = sorted(point.name for point in entry_points(group="verity.connectors"))
+    return {name: import_module(f"fakes.{name}").Fake for name in names if _has_fake(name)}
+
+
+def _has_fake(name: str) -> bool:
+    return find_spec(f"fakes.{name}") is not None
+
+
+_CLASSES = _fakes()
+PLATFORMS = tuple(_CLASSES)
+AUDITED = tuple(name for name, fake in _CLASSES.items() if fake.is_acted_on)
+"""Where people act; HR only says who they are."""
 
 
 @dataclass
@@ -95,50 +98,20 @@ class Company:
         with ExitStack() as stack:
             for name, fake in self.fakes.items():
                 self.urls[name] = stack.enter_context(serving(fake.app))
-            storage = stack.enter_context(serving(self.fakes["databricks"].storage))
-            self.fakes["databricks"].storage_url = storage
+                for attribute, app in getattr(fake, "beside", {}).items():
+                    setattr(fake, attribute, stack.enter_context(serving(app)))
             yield self
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """What `verity.toml` says of each, for connectors that go on asking every second."""
-        url = self.urls
         retention = f"{self.history.total_seconds() / 3600 + 2:g}h"
-        own: dict[str, dict[str, Any]] = {
-            "azure_ad": self.fakes["azure_ad"].settings(url["azure_ad"], retention=retention),
-            "fabric": {
-                "tenant_id": TENANT,
-                "client_id": fabric.CLIENT_ID,
-                "client_secret": fabric.CLIENT_SECRET,
-                "login_url": f"{url['fabric']}/login",
-                "power_bi_url": f"{url['fabric']}/powerbi",
-                "fabric_url": f"{url['fabric']}/fabric",
-                "graph_url": f"{url['fabric']}/graph",
-                "retention": retention,
-                "advance_min": 0,
-            },
-            "synapse": synapse.settings_of(
-                url["synapse"], retention=retention, lateness="1h", settle="5s"
-            ),
-            "databricks": {
-                "host": url["databricks"],
-                "client_id": databricks.CLIENT_ID,
-                "client_secret": databricks.CLIENT_SECRET,
-                "warehouse_id": databricks.WAREHOUSE_ID,
-                "storage_hosts": [self.fakes["databricks"].storage_url.removeprefix("http://")],
-                "retention": retention,
-            },
-            "hr": {
-                "source": "bamboohr",
-                "bamboohr": {
-                    "company_domain": hr.COMPANY,
-                    "api_url": f"{url['hr']}/api/v1",
-                    "access_token": hr.ACCESS_TOKEN,
-                },
-            },
-        }
         return {
-            name: {"type": name, "poll_every": "2s", **_without_id(table)}
-            for name, table in own.items()
+            name: {
+                "type": name,
+                "poll_every": "2s",
+                **_without_id(fake.table(self.urls[name], retention)),
+            }
+            for name, fake in self.fakes.items()
         }
 
 
@@ -184,7 +157,8 @@ def main() -> None:
         is_over.set()  # Whoever started it is gone.
 
     with company.served():
-        print(json.dumps({"tables": company.tables(), "urls": company.urls}), flush=True)  # noqa: T201
+        said = {"tables": company.tables(), "urls": company.urls, "acted_on": AUDITED}
+        print(json.dumps(said), flush=True)  # noqa: T201
         threading.Thread(target=obey, daemon=True).start()
         is_over.wait()
 

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
@@ -217,6 +217,8 @@ class DatabricksFake:
         answers: Where set, a list that gets route, status and body of every answer.
     """
 
+    is_acted_on: ClassVar[bool] = True
+
     def __init__(self, world: World, clock: Clock) -> None:
         self.world = world
         self.clock = clock
@@ -258,6 +260,22 @@ class DatabricksFake:
         self.storage = Starlette(routes=[Route("/results/{key}", self._stored)])
 
     # ------------------------------------------------------------------ the world, as it is here
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What is served beside it: the attribute that takes the URL, and the application."""
+        return {"storage_url": self.storage}
+
+    def table(self, url: str, retention: str) -> dict[str, Any]:
+        """The connector's table of `verity.toml` for this fake, served at a URL."""
+        return {
+            "host": url,
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "warehouse_id": WAREHOUSE_ID,
+            "storage_hosts": [self.storage_url.removeprefix("http://")],
+            "retention": retention,
+        }
 
     def email(self, index: int) -> str:
         """The login of a person."""
@@ -1343,6 +1361,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
         fake.storage_url = storage_url
         print(url, flush=True)  # noqa: T201 - whoever started it reads the URL
         is_over.wait()
+
+
+Fake = DatabricksFake
 
 
 if __name__ == "__main__":

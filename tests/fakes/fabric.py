@@ -26,7 +26,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote
 
 from starlette.applications import Starlette
@@ -37,6 +37,7 @@ from starlette.routing import Route
 from fakes.kit import Clock, Fault, Faults, Rate, dropped, hang, http_fault, serving
 from fakes.world import World
 
+TENANT = "6f0d2f0e-7a9b-4b8e-9d53-1d6f8a0c1b2e"
 CLIENT_ID = "0f3b2c1d-5e6a-4b7c-8d9e-0a1b2c3d4e5f"
 CLIENT_SECRET = "fabric-secret~8Q.x"
 SCOPES = {
@@ -187,6 +188,8 @@ class FabricFake:
             (status, body, Retry-After or None).
     """
 
+    is_acted_on: ClassVar[bool] = True
+
     def __init__(self, world: World, clock: Clock, *, workspace_count: int = 7) -> None:
         self.world, self.clock, self.faults = world, clock, Faults()
         self.requests: list[tuple[str, str]] = []
@@ -226,6 +229,20 @@ class FabricFake:
         self.app = Starlette(routes=self._routes())
 
     # ── What a test says and asks ────────────────────────────────────────────────────────────
+
+    def table(self, url: str, retention: str) -> dict[str, Any]:
+        """The connector's table of `verity.toml` for this fake, served at a URL."""
+        return {
+            "tenant_id": TENANT,
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "login_url": f"{url}/login",
+            "power_bi_url": f"{url}/powerbi",
+            "fabric_url": f"{url}/fabric",
+            "graph_url": f"{url}/graph",
+            "retention": retention,
+            "advance_min": 0,
+        }
 
     def add_events(
         self, count: int, *, at: datetime, visible_at: datetime | None = None
@@ -901,6 +918,9 @@ def main() -> None:
     with serving(fake.app, options.port) as url:
         print(url, flush=True)  # noqa: T201 - the caller reads it
         stop.wait()
+
+
+Fake = FabricFake
 
 
 if __name__ == "__main__":

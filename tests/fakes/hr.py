@@ -30,7 +30,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlencode
 
 from scim2_models import ResourceType, ScimProvider
@@ -134,6 +134,8 @@ class _Entry:
 class HrFake:
     """A company's BambooHR."""
 
+    is_acted_on: ClassVar[bool] = False
+
     def __init__(self, world: World, clock: Clock) -> None:
         self.world = world
         self.clock = clock
@@ -181,6 +183,15 @@ class HrFake:
         )
 
     # What happens in the company.
+
+    def table(self, url: str, retention: str) -> dict[str, Any]:
+        """The connector's table of `verity.toml` for this fake, served at a URL."""
+        bamboohr = {
+            "company_domain": COMPANY,
+            "api_url": f"{url}/api/v1",
+            "access_token": ACCESS_TOKEN,
+        }
+        return {"source": "bamboohr", "bamboohr": bamboohr}
 
     def _found(self, person: Person, people: dict[str, Person]) -> None:
         """Somebody who was there when the story began."""
@@ -1163,6 +1174,9 @@ def main() -> None:
     with serving(fake.app, given.port) as url:
         print(url, flush=True)  # noqa: T201 - the first line is for whoever started it
         stop.wait()
+
+
+Fake = HrFake
 
 
 if __name__ == "__main__":

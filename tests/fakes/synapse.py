@@ -34,7 +34,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
@@ -176,6 +176,8 @@ class SynapseFake:
         is_limited: Whether rates and concurrency are limited.
     """
 
+    is_acted_on: ClassVar[bool] = True
+
     def __init__(self, world: World, clock: Clock) -> None:
         self.world = world
         self.clock = clock
@@ -226,6 +228,10 @@ class SynapseFake:
         )
 
     # What happens in the workspace.
+
+    def table(self, url: str, retention: str) -> dict[str, Any]:
+        """The connector's table of `verity.toml` for this fake, served at a URL."""
+        return settings_of(url, retention=retention, lateness="1h", settle="5s")
 
     def add_events(
         self, count: int, *, at: datetime, visible_at: datetime | None = None
@@ -958,6 +964,9 @@ def main() -> None:
     with serving(fake.app, options.port) as url, contextlib.suppress(KeyboardInterrupt):
         print(url, flush=True)  # noqa: T201 - the first line is the interface
         ended.wait()
+
+
+Fake = SynapseFake
 
 
 if __name__ == "__main__":
