@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 from verity_sdk.errors import Unavailable
 from verity_sdk.http import HttpClient
 
 PAGES_MAX = 10_000
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class RestApi:
@@ -112,28 +108,3 @@ def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise Unavailable(f"GET {what} is no list")
     return value
-
-
-async def in_order(
-    items: AsyncIterator[Item], work: Callable[[Item], Awaitable[Result]], limit: int
-) -> AsyncGenerator[Result, None]:
-    """The results of work on each item, in the items' order, at most `limit` under way at once.
-
-    Closed or failed, it cancels what is under way.
-    """
-    under_way: deque[asyncio.Task[Result]] = deque()
-
-    async def run(item: Item) -> Result:
-        return await work(item)
-
-    try:
-        async for item in items:
-            under_way.append(asyncio.create_task(run(item)))
-            if len(under_way) >= limit:
-                yield await under_way.popleft()
-        while under_way:
-            yield await under_way.popleft()
-    finally:
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)

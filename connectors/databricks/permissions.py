@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from connectors.databricks.api import RestApi, in_order
+from connectors.databricks.api import RestApi
 from connectors.databricks.grants import VIEWS, Grants, View
 from connectors.databricks.groups import Directory
 from connectors.databricks.references import Workspace
 from connectors.databricks.settings import Settings
 from connectors.databricks.statements import Statement
 from connectors.databricks.warehouse import Warehouse
+from verity_sdk.concurrently import in_order
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Misconfigured, Unavailable
 from verity_sdk.http import encoded

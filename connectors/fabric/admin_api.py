@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from functools import partial
 from typing import Any, cast
 
 from connectors.fabric import grants
 from connectors.fabric import references as names
 from connectors.fabric.clients import Clients, admin, refusal
-from connectors.fabric.concurrently import in_order
 from connectors.fabric.scanner import Row, end_of
 from connectors.fabric.settings import Settings
+from verity_sdk.concurrently import in_order
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.http import Answer, HttpClient, encoded, follow
 from verity_sdk.pages import SnapshotGap
@@ -67,17 +66,12 @@ class AdminApi:
             items = await self._items()
         except (Denied, Unavailable) as error:
             reason = f"its items could not be listed: {error}"
-        jobs = [
-            partial(
-                self._read_workspace,
-                workspace,
-                [] if items is None else items.get(str(workspace["id"]), []),
-                snapshot_at,
-                reason,
-            )
-            for workspace in workspaces
-        ]
-        async with aclosing(in_order(jobs, WORKSPACES_CONCURRENT)) as results:
+
+        def read(workspace: dict[str, Any]) -> Awaitable[list[Row]]:
+            found = [] if items is None else items.get(str(workspace["id"]), [])
+            return self._read_workspace(workspace, found, snapshot_at, reason)
+
+        async with aclosing(in_order(workspaces, read, WORKSPACES_CONCURRENT)) as results:
             async for rows in results:
                 for row in rows:
                     yield row

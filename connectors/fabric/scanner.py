@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from connectors.fabric import grants
@@ -20,8 +19,8 @@ from connectors.fabric.clients import (
     Clients,
     refusal,
 )
-from connectors.fabric.concurrently import in_order
 from connectors.fabric.settings import Settings
+from verity_sdk.concurrently import in_order
 from verity_sdk.connector_base import PermissionSnapshot
 from verity_sdk.errors import Denied, Malformed, Unavailable
 from verity_sdk.http import Answer
@@ -89,11 +88,11 @@ class Scanner:
         # The first scan is started alone: its time is that of the whole snapshot.
         first = await self._started(batches[0])
         snapshot_at = first.created_at if isinstance(first, Scan) else self._clients.context.clock()
-        jobs = [
-            partial(self._read_batch, batch, snapshot_at, first if batch is batches[0] else None)
-            for batch in batches
-        ]
-        async with aclosing(in_order(jobs, self._settings.scans_concurrent)) as results:
+
+        def read(batch: Sequence[str]) -> Awaitable[list[Row]]:
+            return self._read_batch(batch, snapshot_at, first if batch is batches[0] else None)
+
+        async with aclosing(in_order(batches, read, self._settings.scans_concurrent)) as results:
             async for rows in results:
                 for row in rows:
                     yield row

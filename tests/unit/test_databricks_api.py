@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
 
-from connectors.databricks.api import RestApi, in_order
+from connectors.databricks.api import RestApi
 from verity_sdk.errors import Unavailable
 from verity_sdk.http import HttpClient
 
@@ -76,55 +75,3 @@ async def test_a_listing_goes_on_behind_an_empty_page_and_with_its_own_parameter
 async def test_a_listing_that_is_not_understood_is_unavailable(bodies: list[Any]) -> None:
     with pytest.raises(Unavailable):
         _ = [one async for one in Scripted(*bodies).listing("/p", "x")]
-
-
-async def numbers(count: int) -> AsyncIterator[int]:
-    for number in range(count):
-        yield number
-
-
-async def test_results_come_in_order_with_a_limit_of_work_at_once() -> None:
-    at_once = most = 0
-
-    async def work(number: int) -> int:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        for _ in range(10 - number):
-            await asyncio.sleep(0)
-        at_once -= 1
-        return number
-
-    assert [one async for one in in_order(numbers(10), work, 3)] == list(range(10))
-    assert most == 3
-
-
-async def test_work_that_is_left_is_cancelled_and_not_awaited() -> None:
-    cancelled: list[int] = []
-
-    async def work(number: int) -> int:
-        if number:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.append(number)
-                raise
-        return number
-
-    results = in_order(numbers(10), work, 3)
-    async with asyncio.timeout(5):
-        assert await anext(results) == 0
-        await results.aclose()
-    assert cancelled == [1, 2]
-
-
-async def test_work_that_fails_fails_the_whole_and_leaves_nothing_behind() -> None:
-    async def work(number: int) -> int:
-        if number == 1:
-            raise Unavailable("no")
-        await asyncio.sleep(0)
-        return number
-
-    with pytest.raises(Unavailable):
-        _ = [one async for one in in_order(numbers(5), work, 4)]
-    assert len(asyncio.all_tasks()) == 1
