@@ -42,6 +42,8 @@ PAGES_BEFORE_KILL = 4
 ROUNDS_BEFORE = 60
 ROUNDS_AFTER = 30
 PAUSE_SECONDS = 0.05
+REST_SECONDS = 90
+"""A second on an idle machine; what came last is read, published and mirrored in this time."""
 SESSION_SECONDS = 3
 """The killed worker keeps its partitions for so long; the broker's least is lowered to it."""
 KAFKA_SETTINGS = {"group.min.session.timeout.ms": str(SESSION_SECONDS * 1000)}
@@ -242,7 +244,7 @@ class Scenario:
 
         with contextlib.suppress(DemoFailed):
             # If they never agree the proof says how they differ.
-            await self._until(agree, worker, 20, "three equal views", POLL_SECONDS)
+            await self._until(agree, worker, REST_SECONDS, "three equal views", POLL_SECONDS)
         return views
 
     async def _views(self, worker: DemoWorker) -> Copies:
