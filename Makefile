@@ -50,13 +50,15 @@ ifneq ($(WAITING),)
 endif
 endif
 
-check: $(STAMP)  ## Lint, formatting, types, direction of imports, and that every test is found
+check: $(STAMP)  ## Lint, formatting, types, dead code, direction of imports, and that every test is found
 	@echo "== ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@echo "== mypy"
 	$(BIN)/mypy
 	$(BIN)/mypy tests/unit
+	@echo "== vulture"
+	$(BIN)/vulture
 	@echo "== import-linter"
 	$(BIN)/lint-imports
 	@echo "== tests are found, all in one run"

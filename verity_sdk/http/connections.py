@@ -196,7 +196,7 @@ def _system_trust() -> ssl.SSLContext | bool:
 
 
 @lru_cache(maxsize=1)
-def _trust_in(file: str, changed_at_ns: int, size_bytes: int) -> ssl.SSLContext:
+def _trust_in(_file: str, _changed_at_ns: int, _size_bytes: int) -> ssl.SSLContext:
     # Which file it is, httpx2 knows as well; here it is what the answer is kept by.
     return httpx2.create_ssl_context(trust_env=False)
 

@@ -70,7 +70,6 @@ class Collector:
         events: What was published, by id.
         published_counts: How often each id was; more than once means that the consumer sees it
             twice, although repeats within the lookback were dropped.
-        dropped_count: How many repeats were dropped.
         on_page: Called with the page, the ids of its events that are new, and the state before it.
         pass_seconds_max: A pass that takes longer is broken, in real seconds.
         tries_max: How often in a row a pass may be Unavailable.
@@ -83,7 +82,6 @@ class Collector:
     rejected: list[RejectedRecord] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     pages_count: int = 0
-    dropped_count: int = 0
     unavailable: list[Unavailable] = field(default_factory=list)
     on_page: Callable[[Page, Sequence[RawEvent], State], None] | None = None
     pass_seconds_max: float = 30.0
@@ -198,9 +196,7 @@ class Collector:
         before = self.state
         fresh: dict[str, RawEvent] = {}
         for event in page.events:
-            if self._seen[str(event.event_id)] or event.event_id in fresh:
-                self.dropped_count += 1
-            else:
+            if not self._seen[str(event.event_id)] and event.event_id not in fresh:
                 fresh[str(event.event_id)] = event
         self.state = State.of(reached)
         self.pages_count += 1

@@ -145,7 +145,7 @@ class DeliveredOffsetsConsumer(Consumer):
             self._delivered[message.tp].append(message)
         return cast(Awaitable[None], self._deliver(message))
 
-    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+    async def _add_gap(self, tp: TP, _from: int, _to: int) -> None:
         pass
 
     def _new_offset(self, tp: TP) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from verity_sdk.errors import Malformed
-from verity_sdk.times import format_utc, parse_utc
+from verity_sdk.times import parse_utc
 from verity_sdk.values import shown, utf8
 
 CHECKPOINTS_TOPIC = "verity.connector.checkpoints"
@@ -111,7 +111,7 @@ class decoding:  # noqa: N801 - reads as a statement; a generator would cost hal
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, _trace: Any) -> None:
         if isinstance(error, Malformed | ValueError):
             raise Malformed(f"not {self._what}: {error}") from error
         if isinstance(error, LookupError | TypeError | AttributeError | OverflowError):
@@ -143,11 +143,6 @@ def read_time(text: str) -> datetime:
     if len(text) == 27 and text[26] == "Z" and text[10] == "T":
         return datetime.fromisoformat(text)
     return parse_utc(text)
-
-
-def optional_time(at: datetime | None) -> str | None:
-    """A time as records have it, or none."""
-    return None if at is None else format_utc(at)
 
 
 def clean(text: Any) -> str:
