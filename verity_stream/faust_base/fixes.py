@@ -1,8 +1,8 @@
 """Workarounds for defects of Faust, mode and aiokafka, each pinned to the version it was read in.
 
 The reasons, with measurements, are in `docs/decisions/0002-faust-at-the-edge.md`. Every class
-here names the upstream issue or the place in the source; `tests/unit/test_faust_fixes.py` and
-`tests/integration/test_faust_app.py` turn red when one is taken away.
+here names the upstream issue or the place in the source; the tests of this folder's fixes
+(`test_faust_fixes.py`) and `tests/integration/test_faust_app.py` turn red when one is taken away.
 """
 
 from __future__ import annotations

@@ -1169,7 +1169,7 @@ def test_pytest_runs_it_and_prints_the_table(tmp_path: Path) -> None:
         text=True,
         timeout=60,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "laws of connectors" in done.stdout

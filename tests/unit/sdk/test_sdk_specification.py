@@ -173,7 +173,7 @@ def done(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
         cwd=folder,
-        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[3])},
     )
 
 

@@ -21,7 +21,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture(scope="module")
 def leavers() -> Any:
-    path = Path(__file__).parents[2] / "examples" / "downstream" / "leavers.py"
+    path = Path(__file__).parents[4] / "examples" / "downstream" / "leavers.py"
     spec = importlib.util.spec_from_file_location("leavers_example", path)
     assert spec is not None
     assert spec.loader is not None

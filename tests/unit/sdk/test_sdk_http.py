@@ -582,7 +582,7 @@ def test_importing_the_sdk_imports_no_http_client() -> None:
 
 
 def test_one_package_imports_the_http_client() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     importers = {
         str(path.relative_to(root))
         for folder in ("verity_sdk", "verity_common", "verity_stream", "connectors")

@@ -38,7 +38,7 @@ from verity_stream.faust_base.app import VerityApp
 from verity_stream.records import EventEncoder, Origin
 from verity_stream.settings import StreamSettings
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "downstream"
+EXAMPLES = Path(__file__).parents[4] / "examples" / "downstream"
 ORIGIN = Origin("acme-1", "acme", "2026-02-03T04:05:06.000007Z")
 FETCHED_AT = datetime(2026, 2, 3, 4, 5, 6, 7, UTC)
 

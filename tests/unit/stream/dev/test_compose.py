@@ -16,7 +16,7 @@ from verity_stream.dev.stack.jars import load_lock
 from verity_stream.dev.stack.kafka import BROKER_SETTINGS
 from verity_stream.dev.stack.postgres import SERVER_SETTINGS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 DOCKERFILE = ROOT / "Dockerfile"
 
 

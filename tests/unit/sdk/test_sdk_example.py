@@ -20,7 +20,7 @@ import pytest
 
 from verity_sdk import BaseConnector, Denied, RawEvent, Unavailable
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "acme"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "acme"
 SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 
 

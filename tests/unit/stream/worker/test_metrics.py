@@ -93,7 +93,7 @@ def test_a_histogram_counts_every_value_once_and_cumulatively(pages: list[list[f
 
 # Dashboard and alerts.
 
-OPS = Path(__file__).parents[2] / "ops"
+OPS = Path(__file__).parents[4] / "ops"
 ALERTS = ("SilentConnector", "LatenessAboveLookback", "GapRecorded", "Blocked", "Diverged")
 
 
