@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         verity_agent,
     )
 
-__version__ = "0.1.0"
 __all__ = ["create_app", "dead_topic", "permissions_topic", "raw_topic", "verity_agent"]
 
 
@@ -33,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from verity_stream import downstream
 
         return getattr(downstream, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("verity-stream")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
