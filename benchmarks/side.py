@@ -49,9 +49,9 @@ async def serve() -> None:
             raise SystemExit(f"{name} is not that of {CHECKOUT}: {sys.modules[name].__file__}")
     # Two sides that start in the same second would publish to the same topics.
     workload.RUN = secrets.token_hex(4)
-    check = contestants._check
+    check = contestants._check  # noqa: SLF001 - so it is called in old checkouts
     # That of old checkouts does not wait for the markers of the commit.
-    contestants._check = partial(_patiently, check)
+    contestants._check = partial(_patiently, check)  # noqa: SLF001 - as above
     measures = {one.name: one.measure for one in contestants.CONTESTANTS}
     workloads: dict[int, workload.Workload] = {}
     # The broker's own program is what only one contestant needs, and that one is not compared.

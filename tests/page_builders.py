@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,14 +67,17 @@ async def _nothing(_: object) -> None:
 
 
 def target(
-    connector_id: str = "acme-1", window: SeenWindow | None = None, platform: str | None = None
+    connector_id: str = "acme-1",
+    window: SeenWindow | None = None,
+    platform: str | None = None,
+    ensure_topics: Callable[[Iterable[str]], Awaitable[None]] = _nothing,
 ) -> PageTarget:
     return PageTarget(
         NoPublisher(),  # type: ignore[arg-type]
         SeenWindow(1_000_000) if window is None else window,
         HASHER,
         EventEncoder(connector_id, "principal_ref", RECORD_BYTES_MAX, platform),
-        _nothing,
+        ensure_topics,
         lambda: Origin(connector_id, "acme", "2026-02-03T04:05:06.000007Z"),
         RECORD_BYTES_MAX,
     )

@@ -354,8 +354,8 @@ async def committed(bootstrap_servers: str, topic: str, wait_seconds: float = 5)
     try:
         partitions = consumer.partitions_for_topic(topic)
         if partitions is None:
-            await consumer._client.force_metadata_update()
-            await consumer._client.add_topic(topic)
+            await consumer._client.force_metadata_update()  # noqa: SLF001 - aiokafka's
+            await consumer._client.add_topic(topic)  # noqa: SLF001 - aiokafka's
             partitions = consumer.partitions_for_topic(topic)
         if not partitions:
             await asyncio.sleep(0)  # aiokafka's stop() fails where nothing was awaited before.

@@ -285,7 +285,7 @@ async def _stop(producer: AIOKafkaProducer) -> None:
 
 async def abandon(producer: AIOKafkaProducer) -> None:
     """Leave a producer whose stop() was cancelled; it keeps its sender and its connections."""
-    sender = producer._sender.sender_task
+    sender = producer._sender.sender_task  # noqa: SLF001 - aiokafka shows it nowhere else
     for _ in range(3):
         # Cancelled once, it still waits for its requests, which wait for the broker; cancelled
         # again, so are they.

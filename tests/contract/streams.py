@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from verity_common.kafka import KafkaSettings
+from verity_stream.kafka.clients import AIOKAFKA, Clients
 from verity_stream.kafka.topics import Topics
 from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.records import (
@@ -63,13 +64,34 @@ async def new_topic(bootstrap_servers: str) -> str:
 
 
 def publisher(
-    kafka: KafkaSettings, transactional_id: str | None, seconds: float = 20
+    kafka: KafkaSettings,
+    transactional_id: str | None,
+    seconds: float = 20,
+    clients: Clients = AIOKAFKA,
 ) -> KafkaPublisher:
     return KafkaPublisher(
         kafka,
         transactional_id=transactional_id,
         transaction_timeout=timedelta(seconds=seconds),
+        clients=clients,
     )
+
+
+class Makes:
+    """Kafka's clients, of which the producer is within reach.
+
+    Attributes:
+        producer: What was made last.
+    """
+
+    producer: Any = None
+
+    def __init__(self) -> None:
+        self.clients = Clients(producer=self._make)
+
+    def _make(self, **options: Any) -> AIOKafkaProducer:
+        self.producer = AIOKafkaProducer(**options)
+        return self.producer
 
 
 async def published(
@@ -125,7 +147,7 @@ async def watermarks(bootstrap_servers: str, topic: str) -> dict[int, tuple[int,
         )
         await consumer.start()
         try:
-            await consumer._client.add_topic(topic)
+            await consumer._client.add_topic(topic)  # noqa: SLF001 - aiokafka's
             places = [TopicPartition(topic, one) for one in consumer.partitions_for_topic(topic)]
             ends.append(await consumer.end_offsets(places))
         finally:

@@ -42,17 +42,25 @@ async def pool(database: str) -> AsyncIterator[Any]:
     await pool.close()
 
 
+class InPostgres(PostgresCheckpoints):
+    """With the pool that an operator's own statements take."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        self.pool = pool
+
+
 @pytest.fixture(params=["postgres", "memory"])
 def store(request: pytest.FixtureRequest, pool: Any) -> Any:
     if request.param == "postgres":
-        return PostgresCheckpoints(pool)
+        return InPostgres(pool)
     return MemoryCheckpoints().scripted(Script())
 
 
 async def edit_cursor(store: Any, connector: str, cursor: dict[str, Any]) -> None:
     """What an operator types to move the cursor alone."""
-    if isinstance(store, PostgresCheckpoints):
-        await store._pool.execute(
+    if isinstance(store, InPostgres):
+        await store.pool.execute(
             "UPDATE connector_checkpoints SET cursor = $2 WHERE connector_id = $1",
             connector,
             cursor,
@@ -63,8 +71,8 @@ async def edit_cursor(store: Any, connector: str, cursor: dict[str, Any]) -> Non
 
 async def edit(store: Any, connector: str, at: datetime) -> None:
     """What an operator types."""
-    if isinstance(store, PostgresCheckpoints):
-        await store._pool.execute(SPECIFICATION_UPSERT, connector, at)
+    if isinstance(store, InPostgres):
+        await store.pool.execute(SPECIFICATION_UPSERT, connector, at)
     else:
         store.store.edit(connector, at)
 
@@ -112,7 +120,7 @@ async def test_persist_writes_every_field(store: Any) -> None:
 
 async def test_postgres_gives_back_any_cursor_exactly(pool: Any) -> None:
     """It refuses NUL, surrogates and infinity, and turns large floats into integers."""
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     page = await store.claim(connector)
     cursors: list[Any] = []
 
@@ -227,7 +235,7 @@ async def test_the_specifications_sql_works_unchanged_on_an_empty_table(pool: An
 
 
 async def test_the_specifications_upsert_is_an_edit_with_an_audit_row(pool: Any) -> None:
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     await store.persist(after(await store.claim(connector)), expected_version=0)
     earlier = AT - timedelta(days=3)
     await pool.execute(SPECIFICATION_UPSERT, connector, earlier)
@@ -253,7 +261,7 @@ async def test_an_edit_of_the_cursor_alone_is_an_edit_and_keeps_the_cursor(store
 
 
 async def test_an_edit_of_the_cursor_leaves_an_audit_row(pool: Any) -> None:
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     await store.persist(after(await store.claim(connector)), expected_version=0)
     await edit_cursor(store, connector, {"next": 5})
     (audit,) = await pool.fetch("SELECT * FROM connector_audit WHERE connector_id = $1", connector)
@@ -265,7 +273,7 @@ async def test_an_edit_of_the_cursor_leaves_an_audit_row(pool: Any) -> None:
 
 
 async def test_an_edit_of_both_keeps_both_and_of_the_time_drops_the_cursor(pool: Any) -> None:
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     await store.persist(after(await store.claim(connector)), expected_version=0)
     await pool.execute(
         "UPDATE connector_checkpoints SET last_ts = $1, cursor = $2", AT - timedelta(1), {"n": 1}
@@ -281,7 +289,7 @@ async def test_an_edit_of_both_keeps_both_and_of_the_time_drops_the_cursor(pool:
 
 
 async def test_an_upsert_of_the_same_time_and_a_relays_write_are_no_edits(pool: Any) -> None:
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     wanted = after(await store.claim(connector))
     await store.persist(wanted, expected_version=0)
     await pool.execute(SPECIFICATION_UPSERT, connector, AT)
@@ -291,7 +299,7 @@ async def test_an_upsert_of_the_same_time_and_a_relays_write_are_no_edits(pool: 
 
 async def test_a_position_at_minus_infinity_is_a_time_like_others(pool: Any) -> None:
     """An operator may write it to read everything again; asyncpg makes it a naive time."""
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     await store.claim(connector)
     await pool.execute("UPDATE connector_checkpoints SET last_ts = '-infinity'")
     loaded = await store.load(connector)
@@ -300,7 +308,7 @@ async def test_a_position_at_minus_infinity_is_a_time_like_others(pool: Any) -> 
 
 
 async def test_all_rows_come_by_connector(pool: Any) -> None:
-    store = PostgresCheckpoints(pool)
+    store = InPostgres(pool)
     for connector in ("b", "a"):
         await store.claim(connector)
     assert [one.connector_id for one in await store.load_all()] == ["a", "b"]
@@ -309,7 +317,7 @@ async def test_all_rows_come_by_connector(pool: Any) -> None:
 async def test_a_cursor_that_postgres_cant_hold_is_unavailable_and_not_half_written(
     pool: Any,
 ) -> None:
-    store, connector = PostgresCheckpoints(pool), new_name()
+    store, connector = InPostgres(pool), new_name()
     claimed = await store.claim(connector)
     with pytest.raises(Unavailable):
         await store.persist(after(claimed, cursor={"a": "\x00"}), expected_version=0)
@@ -317,7 +325,7 @@ async def test_a_cursor_that_postgres_cant_hold_is_unavailable_and_not_half_writ
 
 
 async def test_a_database_that_is_gone_is_unavailable(pool: Any, database: str) -> None:
-    store = PostgresCheckpoints(pool)
+    store = InPostgres(pool)
     await pool.close()
     with pytest.raises(Unavailable):
         await store.claim("c")

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from contract.streams import AT
+from workers import eventually
 
 from verity_common.config import DatabaseSettings
 from verity_common.kafka import KafkaSettings
@@ -18,7 +19,15 @@ from verity_sdk.connector_base import BaseConnector
 from verity_sdk.errors import Unavailable
 from verity_stream.postgres import pool as database_module
 from verity_stream.postgres.checkpoints import PostgresCheckpoints
-from verity_stream.postgres.pool import close_pool, create_connector_pool, create_pool, migrate
+from verity_stream.postgres.controls import Controls
+from verity_stream.postgres.pool import (
+    Pools,
+    close_pool,
+    create_connector_pool,
+    create_pool,
+    migrate,
+    open_pools,
+)
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.worker.runner import ConnectorRunner
 
@@ -88,21 +97,37 @@ async def open_connections(own: Any, application: str) -> int:
 async def test_a_connector_that_keeps_every_connection_takes_none_of_veritys(
     database: str, bootstrap_servers: str
 ) -> None:
-    options = ConnectorOptions(type="idle")
-    spec = ConnectorSpec("c", Idle, "test", {}, options)
+    taken: list[Any] = []
+    opened: list[Pools] = []
+
+    class Greedy(Idle):
+        async def stream_audit_events(self, since: Any) -> AsyncIterator[Any]:
+            taken.extend(await take_all(self.db_pool))
+            for event in ():
+                yield event
+
+    async def open_and_keep(settings: StreamSettings) -> Pools:
+        opened.append(await open_pools(settings))
+        return opened[0]
+
+    async def has_them() -> bool:
+        await runner.reconcile()
+        return bool(taken)
+
+    options = ConnectorOptions(type="greedy")
+    spec = ConnectorSpec("c", Greedy, "test", {}, options)
     settings = StreamSettings(
         database=DatabaseSettings(dsn=database),
         kafka=KafkaSettings(bootstrap_servers=bootstrap_servers),
     )
-    runner = ConnectorRunner(settings, [spec])
+    runner = ConnectorRunner(settings, [spec], open_pools=open_and_keep)
     await runner.start()
     try:
-        assert await take_all(runner._construct(spec).db_pool)
-        assert runner._controls is not None
-        assert runner._store is not None
+        await runner.assign(frozenset(range(settings.checkpoint_partitions)))
+        await eventually(has_them, 120)
         async with asyncio.timeout(30):
-            await runner._controls.controls()
-            await runner._store.claim("c")
+            await Controls(opened[0].own).controls()
+            await PostgresCheckpoints(opened[0].own).claim("another")
     finally:
         async with asyncio.timeout(60):
             await runner.stop()

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from contract.streams import (
+    Makes,
     checkpoint_of,
     kafka_settings,
     new_name,
@@ -271,19 +272,20 @@ async def test_after_a_failure_a_new_publisher_of_the_same_id_goes_on(
 async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: str) -> None:
     """The zombie publishes nothing, and can be closed; the newer one goes on."""
     topic, name = await new_topic(bootstrap_servers), new_name()
-    older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
+    kafka, made = kafka_settings(bootstrap_servers), Makes()
+    older, newer = publisher(kafka, name, clients=made.clients), publisher(kafka, name)
     await older.start()
     await published(older, [record(topic, 1)])
     if when == "before the page":
         await newer.start()
     else:
-        commit = older._producer.commit_transaction
+        commit = made.producer.commit_transaction
 
         async def frozen() -> None:
             await newer.start()
             await commit()
 
-        older._producer.commit_transaction = frozen
+        made.producer.commit_transaction = frozen
     with pytest.raises(Fenced):
         await published(older, [record(topic, 2)], lambda _: [record(topic, 3)])
     await older.close()
@@ -296,11 +298,12 @@ async def test_a_newer_publisher_fences_the_older(bootstrap_servers: str, when: 
 async def test_who_was_fenced_while_it_filled_a_page_says_so(bootstrap_servers: str) -> None:
     """The broker's refusal is heard before the page is sent: aiokafka then calls that illegal."""
     topic, name = await new_topic(bootstrap_servers), new_name()
-    older, newer = (publisher(kafka_settings(bootstrap_servers), name) for _ in range(2))
+    kafka, made = kafka_settings(bootstrap_servers), Makes()
+    older, newer = publisher(kafka, name, clients=made.clients), publisher(kafka, name)
     await older.start()
     await published(older, [record(topic, 1)])
     await newer.start()
-    open_topic, transactions = older.open_topic, older._producer._txn_manager
+    open_topic, transactions = older.open_topic, made.producer._txn_manager
 
     async def is_refused() -> bool:
         return not transactions.is_in_transaction()
@@ -322,10 +325,11 @@ async def test_who_was_fenced_while_it_filled_a_page_says_so(bootstrap_servers: 
 async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> None:
     """`at_least_once`: only the epoch in Postgres stops a zombie."""
     topic = await new_topic(bootstrap_servers)
-    both = [publisher(kafka_settings(bootstrap_servers), None) for _ in range(2)]
+    kafka, made = kafka_settings(bootstrap_servers), Makes()
+    both = [publisher(kafka, None, clients=made.clients) for _ in range(2)]
     for one in both:
         await one.start()
-        assert one._producer._txn_manager is not None, "idempotent"
+        assert made.producer._txn_manager is not None, "idempotent"
     for number, one in enumerate(both):
         await published(one, [record(topic, number)], lambda _: [record(topic, 9)])
         await one.close()
@@ -339,7 +343,8 @@ async def test_without_transactions_nobody_is_fenced(bootstrap_servers: str) -> 
 async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) -> None:
     """Left open, it would hold back every committed reader until it times out."""
     topic = await new_topic(bootstrap_servers)
-    one = publisher(kafka_settings(bootstrap_servers), new_name(), seconds=60)
+    made = Makes()
+    one = publisher(kafka_settings(bootstrap_servers), new_name(), 60, made.clients)
     await one.start()
     acknowledged = asyncio.Event()
 
@@ -347,7 +352,7 @@ async def test_close_aborts_the_page_that_was_cancelled(bootstrap_servers: str) 
         acknowledged.set()
         await asyncio.Event().wait()
 
-    one._producer.commit_transaction = frozen
+    made.producer.commit_transaction = frozen
     publishing = asyncio.create_task(published(one, [record(topic, 1)]))
     await asyncio.wait_for(acknowledged.wait(), 30)
     publishing.cancel()
@@ -378,15 +383,16 @@ async def test_with_the_broker_gone_publishing_and_closing_end_in_time(
     own = make_stack()
     bootstrap_servers = own.up(environ={}).bootstrap_servers
     topic = await new_topic(bootstrap_servers)
-    one = publisher(kafka_settings(bootstrap_servers), new_name())
+    made = Makes()
+    one = publisher(kafka_settings(bootstrap_servers), new_name(), clients=made.clients)
     await one.start()
     await published(one, [record(topic, 1)])
     for server in own.servers:
         server.kill()
-    one._publish_seconds = 0.5
+    one.publish_seconds = 0.5
     with pytest.raises(Unavailable):
         await published(one, [record(topic, 2)])
-    sender = one._producer._sender.sender_task
+    sender = made.producer._sender.sender_task
     async with asyncio.timeout(30):
         await one.close()
         await asyncio.wait({sender})
@@ -403,10 +409,13 @@ class HangingProducer:
     def __init__(self) -> None:
         self._txn_manager = self._sender = self.client = self
         self.sender_task = asyncio.create_task(asyncio.Event().wait())
-        self.is_disconnected = False
+        self.disconnected = asyncio.Event()
 
     def is_in_transaction(self) -> bool:
         return True
+
+    async def start(self) -> None:
+        pass
 
     async def abort_transaction(self) -> None:
         await asyncio.Event().wait()
@@ -415,7 +424,7 @@ class HangingProducer:
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        self.is_disconnected = True
+        self.disconnected.set()
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
@@ -424,18 +433,21 @@ async def test_close_leaves_no_task_and_no_connection(
 ) -> None:
     """The runner cancels a relay after 2.5 s, which may be in the middle of closing."""
     monkeypatch.setattr(publisher_module, "CLOSE_SECONDS", 0.02)
-    one = publisher(kafka_settings("localhost:1"), "t")
-    producer: Any = HangingProducer()
-    one._producer = producer
+    producer = HangingProducer()
+    clients = Clients(producer=lambda **_: producer)
+    one = publisher(kafka_settings("localhost:1"), "t", clients=clients)
+    await one.start()
     closing = asyncio.create_task(one.close())
     await asyncio.sleep(0)
     if is_cancelled:
         closing.cancel()
     await asyncio.wait({closing}, timeout=30)
-    await asyncio.wait({one._closing}, timeout=30)
-    is_clean = producer.is_disconnected and producer.sender_task.cancelled()
+    await asyncio.wait({producer.sender_task}, timeout=30)
+    is_cancelled = producer.sender_task.cancelled()
     producer.sender_task.cancel()
-    assert is_clean
+    assert is_cancelled
+    async with asyncio.timeout(30):
+        await producer.disconnected.wait()
 
 
 # Traps 7 and 8, and other errors

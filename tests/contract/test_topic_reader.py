@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -29,6 +30,7 @@ from verity_stream.kafka.committed import CommittedReader
 from verity_stream.kafka.partitions import partition_for, partition_of_key
 from verity_stream.records import CHECKPOINTS_TOPIC, Offsets, PublishedId, Record, raw_topic
 from verity_stream.settings import StreamSettings
+from verity_stream.worker import runner as runner_module
 from verity_stream.worker.runner import ConnectorRunner
 
 pytestmark = pytest.mark.stack
@@ -136,7 +138,7 @@ async def test_it_is_found_above_an_open_transaction_of_another_connector(
 async def test_reading_back_does_not_wait_for_ever_and_says_for_what(
     kafka: KafkaSettings, reader: CommittedReader
 ) -> None:
-    reader._stall_seconds = 0.5
+    reader.stall_seconds = 0.5
     connector = new_name()
     other = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=new_name())
     await other.start()
@@ -162,7 +164,7 @@ async def test_reading_that_goes_on_may_take_as_long_as_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A start that reads steadily must not fail, whatever is done with what it has read."""
-    reader._stall_seconds = 0.5
+    reader.stall_seconds = 0.5
     monkeypatch.setattr(reader_module, "READ_RECORDS", 10)
     topic, mine = await new_topic(bootstrap_servers), new_name()
     await publish(kafka, mine, [record(topic, n, mine, key=b"k") for n in range(100)])
@@ -174,11 +176,20 @@ async def test_reading_that_goes_on_may_take_as_long_as_it_takes(
     assert count == 100
 
 
-def test_no_transaction_that_a_worker_may_leave_open_fails_a_start() -> None:
+def test_no_transaction_that_a_worker_may_leave_open_fails_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The broker ends one up to 10 s after its time-out (its own default)."""
+    made: list[CommittedReader] = []
+
+    def reader_of(*arguments: Any) -> CommittedReader:
+        made.append(CommittedReader(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(runner_module, "CommittedReader", reader_of)
     for timeout in (StreamSettings().transaction_timeout, timedelta(minutes=10)):
-        runner = ConnectorRunner(StreamSettings(transaction_timeout=timeout), [])
-        assert runner._reader._stall_seconds >= timeout.total_seconds() + 10 + 10
+        ConnectorRunner(StreamSettings(transaction_timeout=timeout), [])
+        assert made[-1].stall_seconds >= timeout.total_seconds() + 10 + 10
 
 
 @pytest.mark.parametrize("late", [(2, 1), (3, 1)])

@@ -285,7 +285,7 @@ async def test_where_small_segments_are_forbidden_topics_are_made_without() -> N
     settings = StreamSettings()
     topics = [new_topic(settings, name) for name in (CHECKPOINTS_TOPIC, GAPS_TOPIC)]
     admin: Any = PoliticalAdmin("segment.bytes")
-    await topics_module._create(settings.kafka, admin, topics)
+    await topics_module.create_topics(settings.kafka, admin, topics)
     assert admin.created[CHECKPOINTS_TOPIC] == {
         "cleanup.policy": "compact",
         "min.insync.replicas": "1",
@@ -293,7 +293,7 @@ async def test_where_small_segments_are_forbidden_topics_are_made_without() -> N
     assert admin.created[GAPS_TOPIC]["retention.ms"] == "-1"
     for forbidden in ("cleanup.policy", "min.insync.replicas"):
         with pytest.raises(Misconfigured, match=f"policy refuses.*{forbidden}.*by hand"):
-            await topics_module._create(settings.kafka, PoliticalAdmin(forbidden), topics)  # type: ignore[arg-type]  # a fake
+            await topics_module.create_topics(settings.kafka, PoliticalAdmin(forbidden), topics)  # type: ignore[arg-type]  # a fake
 
 
 async def test_workers_that_start_together_create_once(bootstrap_servers: str, admin: Any) -> None:

@@ -129,7 +129,7 @@ class World:
 
     def relay(self, script: Script, transactional_id: str | None = None) -> Relay:
         """A relay that halts after a pass in which everything could be read."""
-        status = WatchedStatus(CONNECTOR, PLATFORM)
+        status = self.status = WatchedStatus(CONNECTOR, PLATFORM)
 
         async def ensure_topics(_: Iterable[str]) -> None:
             async with script.effect("ensure_topics"):
@@ -728,7 +728,7 @@ async def overtaken(world: World, at: Effect) -> tuple[BaseException | None, Sta
         at: Where the slow one stands meanwhile.
     """
     slow = Pause(at)
-    relay = world.relay(slow.script)
+    relay, status = world.relay(slow.script), world.status
     task = asyncio.create_task(relay.run())
     await slow.reached.wait()
     # The other one is a worker of its own, where no operator has to decide anything.
@@ -738,7 +738,7 @@ async def overtaken(world: World, at: Effect) -> tuple[BaseException | None, Sta
     slow.let_go.set()
     await asyncio.wait({task}, timeout=5)
     world.check()
-    return task.exception(), relay._status
+    return task.exception(), status
 
 
 @pytest.mark.parametrize("policy", ["kafka_wins", "stop"])
@@ -797,7 +797,7 @@ async def test_a_starter_that_was_overtaken_does_not_take_ids_for_lost() -> None
     world = World("cursor")
     await run_pages(world, page(event(1, 1), event(3, 3)))
     slow = Pause(Effect("slots", 1, "before"))
-    relay = world.relay(slow.script)
+    relay, status = world.relay(slow.script), world.status
     task = asyncio.create_task(relay.run())
     await slow.reached.wait()
     # Longer than the lookback later.
@@ -807,7 +807,7 @@ async def test_a_starter_that_was_overtaken_does_not_take_ids_for_lost() -> None
         await asyncio.wait({task}, timeout=5)
     assert isinstance(task.exception(), Fenced), repr(task.exception())
     assert [one for one in said if one["log_level"] == "error"] == []
-    assert relay._status.lost_count == 0
+    assert status.lost_count == 0
 
 
 # What is no event

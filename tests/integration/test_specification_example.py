@@ -155,7 +155,7 @@ class TopicReader:
                     self._is_new = True  # The example's producer will create it.
                     return []
                 while not (numbers := consumer.partitions_for_topic(TOPIC)):
-                    await consumer._client.force_metadata_update()
+                    await consumer._client.force_metadata_update()  # noqa: SLF001 - aiokafka's
                 partitions = [TopicPartition(TOPIC, number) for number in numbers]
                 ends = await consumer.end_offsets(partitions)
                 consumer.assign(partitions)

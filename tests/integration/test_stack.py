@@ -33,7 +33,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program that is none of ours, of the user that PostgreSQL runs as."""
-    program = subprocess.Popen(["sleep", "120"], **Stack(tmp_path).postgres._run_as())
+    program = subprocess.Popen(["sleep", "120"], **Stack(tmp_path).postgres.run_as())
     yield program
     program.kill()
     program.wait(10)

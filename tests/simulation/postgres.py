@@ -235,7 +235,7 @@ class Pool:
         connection.close_transaction()
         self._give_back()
 
-    async def _take(self, timeout: float | None) -> Connection:
+    async def take(self, timeout: float | None) -> Connection:
         if self._is_closed:
             raise asyncpg.InterfaceError("pool is closed")
         if self._free:
@@ -305,10 +305,10 @@ class Acquired:
         self._connection: Connection | None = None
 
     def __await__(self) -> Any:
-        return self._pool._take(self._timeout).__await__()
+        return self._pool.take(self._timeout).__await__()
 
     async def __aenter__(self) -> Connection:
-        self._connection = await self._pool._take(self._timeout)
+        self._connection = await self._pool.take(self._timeout)
         return self._connection
 
     async def __aexit__(self, *_: object) -> None:

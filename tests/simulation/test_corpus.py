@@ -55,7 +55,7 @@ def started(seeds: Iterable[int]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", list(entries()), ids=lambda entry: entry.name)
 @pytest.mark.usefixtures("installed")
 def test_what_failed_once_does_not_fail(entry: Entry) -> None:
     assert run(entry.seed, entry.plan).violation == ""

@@ -154,7 +154,7 @@ class CommittedReader:
     ) -> None:
         self._kafka = kafka
         self._clients = clients
-        self._stall_seconds = (transaction_timeout + STALL_MARGIN).total_seconds()
+        self.stall_seconds = (transaction_timeout + STALL_MARGIN).total_seconds()
         self._ends_seen_by = "read_uncommitted" if waits_for_open else "read_committed"
         self._checkpoint_partitions = checkpoint_partitions
 
@@ -228,7 +228,7 @@ class CommittedReader:
             return start
         try:
             async with (
-                asyncio.timeout(self._stall_seconds),
+                asyncio.timeout(self.stall_seconds),
                 consumer_of(self._kafka, "read_uncommitted", self._clients) as consumer,
             ):
                 consumer.assign(list(times))
@@ -310,7 +310,7 @@ class CommittedReader:
         loop = asyncio.get_running_loop()
         try:
             async with AsyncExitStack() as opened:
-                async with asyncio.timeout(self._stall_seconds):
+                async with asyncio.timeout(self.stall_seconds):
                     if ends is None:
                         ends = await self.ends(list(places))
                     # A place that was recreated shorter holds nothing. aiokafka's stop() raises
@@ -338,7 +338,7 @@ class CommittedReader:
                 while unread := [place for place in at if at[place] < ends[place]]:
                     # Not around the yield: what is done with the records takes its own time.
                     try:
-                        async with asyncio.timeout_at(moved_at + self._stall_seconds):
+                        async with asyncio.timeout_at(moved_at + self.stall_seconds):
                             batches = await consumer.getmany(
                                 *unread, timeout_ms=200, max_records=READ_RECORDS
                             )
@@ -354,7 +354,7 @@ class CommittedReader:
                         moved_at = loop.time()
         except TimeoutError:
             raise Unavailable(
-                f"reading back from Kafka: no answer within {self._stall_seconds:g} s"
+                f"reading back from Kafka: no answer within {self.stall_seconds:g} s"
             ) from None
         except kafka_errors.KafkaError as error:
             raise as_verity_error(error) from error
@@ -371,7 +371,7 @@ class CommittedReader:
         why = "a transaction of another producer stays open" if is_held_back else "nothing comes"
         return (
             f"reading {place.topic}[{place.partition}] back stands still at offset {at[place]} of "
-            f"{ends[place]} for {self._stall_seconds:g} s: {why}"
+            f"{ends[place]} for {self.stall_seconds:g} s: {why}"
         )
 
     async def ends(self, places: list[TopicPartition]) -> Mapping[Any, int]:
@@ -400,7 +400,7 @@ class CommittedReader:
             return {}
         try:
             async with (
-                asyncio.timeout(self._stall_seconds),
+                asyncio.timeout(self.stall_seconds),
                 consumer_of(self._kafka, isolation_level, self._clients) as consumer,
             ):
                 # Assigned first, the client learns all topics at once and not one after another.

@@ -113,7 +113,7 @@ async def check_creatable(
     missing = sorted(set(names) - set(await admin.list_topics()))
     if missing:
         topics = [new_topic(settings, name) for name in missing]
-        await _create(settings.kafka, admin, topics, is_tried_only=True)
+        await create_topics(settings.kafka, admin, topics, is_tried_only=True)
 
 
 def placed_partitions(settings: StreamSettings) -> dict[str, int]:
@@ -140,7 +140,7 @@ async def ensure_topics(
         async with kafka_admin(kafka, ADMIN_SECONDS, clients) as admin:
             missing = sorted(wanted.keys() - set(await admin.list_topics()))
             if missing:
-                await _create(kafka, admin, [wanted[name] for name in missing])
+                await create_topics(kafka, admin, [wanted[name] for name in missing])
             while True:
                 found = await _described(admin, wanted)
                 if len(found) == len(wanted) and all(map(_is_whole, found.values())):
@@ -150,7 +150,7 @@ async def ensure_topics(
         raise Unavailable(f"the topics {', '.join(sorted(wanted))}: {error}") from error
 
 
-async def _create(
+async def create_topics(
     kafka: KafkaSettings,
     admin: AIOKafkaAdminClient,
     topics: Sequence[NewTopic],
@@ -307,7 +307,7 @@ async def require_shape(settings: StreamSettings, clients: Clients = AIOKAFKA) -
                 await asyncio.sleep(POLL_SECONDS)
             # At once: a broker that creates topics by itself would do so at the next request.
             topics = [new_topic(settings, name) for name in wrong]
-            await _create(settings.kafka, admin, topics)
+            await create_topics(settings.kafka, admin, topics)
             await asyncio.sleep(POLL_SECONDS)
 
 

@@ -181,6 +181,9 @@ class KafkaPublisher:
         partitions: Topics with a number of partitions that is known, and not asked of the broker:
             whoever reads them uses the same number. (`topics.placed_partitions`)
         clients: Makes the producer.
+
+    Attributes:
+        publish_seconds: How long a transaction may take.
     """
 
     def __init__(
@@ -195,8 +198,8 @@ class KafkaPublisher:
         self._is_transactional = transactional_id is not None
         # Beyond the transaction's own time-out nothing can succeed any more; the margin lets
         # the broker's answer arrive.
-        self._publish_seconds = transaction_timeout.total_seconds() + 10
-        self._start_seconds = kafka.request_timeout_seconds + self._publish_seconds
+        self.publish_seconds = transaction_timeout.total_seconds() + 10
+        self._start_seconds = kafka.request_timeout_seconds + self.publish_seconds
         options: dict[str, Any] = {
             **kafka.client_options(),
             "acks": "all",
@@ -250,7 +253,7 @@ class KafkaPublisher:
         """Begin, let the caller send, commit; see the module's contract."""
         producer = self._started
         try:
-            async with asyncio.timeout(self._publish_seconds):
+            async with asyncio.timeout(self.publish_seconds):
                 if self._is_transactional:
                     await producer.begin_transaction()
                     for topic, partition in last:

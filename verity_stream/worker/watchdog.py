@@ -248,7 +248,7 @@ class Watchdog:
 
 def where_main_thread_is() -> str:
     """The innermost calls of the main thread: what blocks the event loop, if anything does."""
-    frames = sys._current_frames()
+    frames = sys._current_frames()  # noqa: SLF001 - Python's documented name of it
     frame = frames.get(threading.main_thread().ident or 0)
     if frame is None:
         return "no place that is known"

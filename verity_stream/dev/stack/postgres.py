@@ -197,7 +197,7 @@ class PostgresServer(Server):
             "Run as another user."
         )
 
-    def _run_as(self) -> dict[str, Any]:
+    def run_as(self) -> dict[str, Any]:
         return _identity(self._account) if self._account else {}
 
     def _program(self, name: str) -> Path:
@@ -227,7 +227,7 @@ class PostgresServer(Server):
             timeout=INITIALISE_SECONDS,
             start_new_session=True,
             cwd="/",  # root's current folder may be closed to the account
-            **self._run_as(),
+            **self.run_as(),
         )
         if result.returncode != 0:
             raise StackError(

@@ -233,11 +233,11 @@ class Server(ABC):
                 # A session of its own: it survives its starter, and Ctrl-C in the terminal.
                 start_new_session=True,
                 cwd=self.directory,
-                **self._run_as(),
+                **self.run_as(),
             )
         self._remember(port=port, pid=self._child.pid)
 
-    def _run_as(self) -> dict[str, Any]:
+    def run_as(self) -> dict[str, Any]:
         """Arguments for subprocess that change the user; none by default."""
         return {}
 

@@ -11,6 +11,7 @@ import pytest
 from aiokafka.errors import ProducerFenced
 
 from verity_common.kafka import KafkaSettings
+from verity_stream.kafka.clients import Clients
 from verity_stream.kafka.transactions import Batches, KafkaPublisher
 
 
@@ -26,6 +27,9 @@ class Fenced:
 
     def __init__(self) -> None:
         self.taken: list[asyncio.Future[Any]] = []
+
+    async def start(self) -> None:
+        pass
 
     def create_batch(self) -> Batch:
         return Batch()
@@ -44,9 +48,12 @@ async def test_nobody_misses_the_future_of_a_batch_before_the_refused_one() -> N
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     producer: Any = Fenced()
     publisher = KafkaPublisher(
-        KafkaSettings(), transactional_id="t", transaction_timeout=timedelta(seconds=1)
+        KafkaSettings(),
+        transactional_id="t",
+        transaction_timeout=timedelta(seconds=1),
+        clients=Clients(producer=lambda **_: producer),
     )
-    publisher._producer = producer
+    await publisher.start()
     page = Batches(producer, {"topic": {b"a": 0, b"b": 1}})
     for key in (b"a", b"b"):
         page.add("topic", key, b"", [])

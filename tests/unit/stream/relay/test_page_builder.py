@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -254,13 +255,11 @@ async def test_what_cant_be_published_and_what_repeats_fills_it_too() -> None:
 
 async def test_a_new_topic_is_made_before_its_first_event_is_added() -> None:
     made: list[str] = []
-    there = target()
 
-    async def ensure(topics: set[str]) -> None:
+    async def ensure(topics: Iterable[str]) -> None:
         made.extend(topics)
 
-    there._ensure_topics = ensure  # type: ignore[assignment]
-    builder = PageBuilder(there, 9, 10**6)
+    builder = PageBuilder(target(ensure_topics=ensure), 9, 10**6)
     waiting = builder.add(event(1))
     assert waiting is not None
     assert ids_of(builder) == []
@@ -292,8 +291,7 @@ async def test_an_event_whose_topic_cant_be_made_is_not_claimed() -> None:
     async def ensure(_: Any) -> None:
         raise Denied("no topic for you")
 
-    there = target()
-    there._ensure_topics = ensure
+    there = target(ensure_topics=ensure)
     with pytest.raises(Denied):
         await filled(PageBuilder(there, 9, 10**6), event(1))
     assert there.window.claim([HASHER.hash(raw_topic("acme"), b"1")]) == [True]
