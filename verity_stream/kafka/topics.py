@@ -20,7 +20,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from verity_common.kafka import KafkaSettings, insync_replicas
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_stream.kafka.clients import AIOKAFKA, Clients, consumer_of, kafka_admin, partitions_of
-from verity_stream.kafka.errors import as_verity_error
+from verity_stream.kafka.errors import error_of_code
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
@@ -203,7 +203,7 @@ def _created(kafka: KafkaSettings, outcomes: Iterable[Sequence[Any]]) -> list[st
                 "(docs/operating.md, The topics)"
             )
         if error is not kafka_errors.TopicAlreadyExistsError:
-            raise as_verity_error(error(f"creating topic {name}: {message}"))
+            raise error_of_code(code, f"creating topic {name}: {message}")
     return created
 
 
@@ -319,7 +319,8 @@ async def _delete(admin: AIOKafkaAdminClient, wrong: Mapping[str, int], fault: M
             logger.warning("topics.made_anew", topic=name, partitions=wrong[name])
         elif error is not kafka_errors.UnknownTopicOrPartitionError:
             raise Misshapen(
-                f"{fault}. They hold no record, but Kafka refused to delete them: error {code}"
+                f"{fault}. They hold no record, but Kafka refused to delete them: "
+                f"{error_of_code(code, name)}"
             )
 
 
