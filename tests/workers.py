@@ -255,6 +255,26 @@ class Bench:
         return "\n".join(f"--- {one.directory.name}\n{one.log[-3000:]}" for one in self.workers)
 
 
+async def ended(worker: Worker) -> int:
+    """How it ended, by itself."""
+    process = worker.process
+    assert process is not None
+
+    async def has() -> bool:
+        return process.poll() is not None
+
+    await eventually(has, 90, lambda: worker.log[-6000:])
+    return int(process.returncode)
+
+
+def assert_said(worker: Worker, text: str) -> None:
+    """Its last word was this, and nobody took it for a standstill."""
+    last = [line for line in worker.log.splitlines() if '"critical"' in line.lower()]
+    assert any(text in line for line in last), worker.log[-6000:]
+    assert "standstill" not in worker.log
+    assert "left its consumer group" not in worker.log
+
+
 def make_bench(directory: Path, bootstrap_servers: str, dsn: str) -> Bench:
     """A bench with a name of its own on these servers."""
     name = f"t{secrets.token_hex(4)}"

@@ -27,8 +27,10 @@ from verity_test_connectors import sequence
 from workers import (
     Bench,
     Worker,
+    assert_said,
     committed,
     delete_topics,
+    ended,
     eventually,
     high_watermarks,
     killing,
@@ -161,7 +163,11 @@ async def test_what_the_access_rules_refuse_is_denied_until_it_is_granted(
             VERITY_KAFKA__SASL_PASSWORD=PASSWORD,
         )
         allow = ("--add", "--allow-principal", "User:verity", "--operation", "All")
-        await rules(*allow, "--topic", "*", "--group", "*", "--cluster")
+        await rules(*allow, "--topic", "*", "--cluster")
+        groupless = bench.worker()
+        assert await ended(groupless) == 1
+        assert_said(groupless, "Kafka refused: GroupAuthorizationFailed")
+        await rules(*allow, "--group", "*")
         worker = bench.worker()
         await refused(worker, "blocked", "Denied: Kafka refused: TransactionalIdAuthorization")
         await bench.wait_for_state("source", "blocked")
@@ -179,6 +185,11 @@ async def test_what_the_access_rules_refuse_is_denied_until_it_is_granted(
         assert stored["version"] == last["version"], "no checkpoint without its events"
         await rules("--remove", *deny, *topic)
         await assert_all_arrived_once(bench, worker)
+
+        # Taken away under a member that runs, too.
+        await rules("--remove", *allow[1:], "--group", "*")
+        assert await ended(worker) == 1
+        assert_said(worker, "Kafka refused: GroupAuthorizationFailed")
 
 
 # A topic that is deleted under the worker.

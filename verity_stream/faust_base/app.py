@@ -19,6 +19,7 @@ from verity_stream.faust_base.fixes import (
     FixedApp,
     check_versions,
 )
+from verity_stream.faust_base.group import refusal
 from verity_stream.faust_base.options import servers
 from verity_stream.kafka.clients import kafka_admin
 from verity_stream.settings import StreamSettings
@@ -26,6 +27,7 @@ from verity_stream.waiting import retry_until_available
 
 BROKER_REQUEST_SECONDS = 5.0
 STOP_PREPARING_SECONDS = 5.0
+GROUP_LOOK_SECONDS = 1.0
 
 
 class VerityApp(FixedApp):
@@ -50,10 +52,20 @@ class VerityApp(FixedApp):
         await asyncio.wait({self._preparing})
         if not self._preparing.cancelled():
             self._preparing.result()
+            self.add_future(self._end_where_the_group_refuses())
 
     async def prepare(self) -> None:
         """What must be true before the first service starts: the broker answers."""
         await wait_for_broker(self.verity)
+
+    async def _end_where_the_group_refuses(self) -> None:
+        # Not a timer: Faust starts those after the first assignment, which never comes here.
+        while True:
+            await asyncio.sleep(GROUP_LOOK_SECONDS)
+            error = refusal(self)
+            if error is not None:
+                await self.crash(error)
+                return
 
     async def on_stop(self) -> None:
         """Give up preparing, then stop."""

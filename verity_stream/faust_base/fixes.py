@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from typing import Any, NoReturn, cast
 
 import faust
+from aiokafka.errors import KafkaError
 from faust.tables import TableManager
 from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -27,6 +28,7 @@ from faust.web.base import BlueprintManager
 from verity_sdk.errors import Misconfigured, VerityError
 from verity_stream.faust_base import log_limits
 from verity_stream.faust_base.group import coordinator_of, note_heartbeats
+from verity_stream.kafka.errors import as_verity_error
 from verity_stream.waiting import contained
 
 logger = logging.getLogger(__name__)
@@ -292,9 +294,20 @@ class QuietWorker(faust.Worker):
         try:
             await super().start()
         except VerityError as error:
-            logger.critical("%s", error)
-            is_misconfigured = isinstance(error, Misconfigured)
-            self._exit_code = EXIT_MISCONFIGURED if is_misconfigured else EXIT_UNAVAILABLE
+            self._end_with(error)
+
+    def _crash(self, reason: BaseException) -> None:
+        is_first = not self.crashed
+        super()._crash(reason)
+        if isinstance(reason, VerityError | KafkaError):
+            self.crash_reason = None  # mode would raise it once more, as a traceback.
+            if is_first:
+                self._end_with(as_verity_error(reason))
+
+    def _end_with(self, error: VerityError) -> None:
+        logger.critical("%s", error)
+        is_misconfigured = isinstance(error, Misconfigured)
+        self._exit_code = EXIT_MISCONFIGURED if is_misconfigured else EXIT_UNAVAILABLE
 
     def execute_from_commandline(self) -> NoReturn:
         """Run the worker and exit."""
@@ -330,6 +343,14 @@ class FixedApp(faust.App):
         self._assigned_in = self.rebalancing_count
         note_heartbeats(coordinator_of(self))
         await super()._on_partitions_assigned(assigned, generation_id)
+
+    async def crash(self, reason: BaseException) -> None:
+        """End; one of our own errors without mode's traceback, for the worker says it."""
+        if not isinstance(reason, VerityError):
+            await super().crash(reason)
+        elif not self.crashed:
+            for node in {self, self.beacon.root.data if self.beacon.root else self}:
+                node._crash(reason)
 
     def on_rebalance_end(self) -> None:
         """End the rebalance, unless a newer one has begun: that one will end it."""

@@ -7,6 +7,9 @@ from typing import Any
 
 import faust
 
+from verity_sdk.errors import Denied, Misconfigured, VerityError
+from verity_stream.kafka.errors import as_verity_error
+
 
 def coordinator_of(app: faust.App) -> Any:
     """aiokafka's part in the consumer group; None before the consumer has started."""
@@ -46,6 +49,21 @@ def is_group_member(app: faust.App) -> bool:
     """
     task = getattr(coordinator_of(app), "_coordination_task", None)
     return task is None or not task.done()
+
+
+def refusal(app: faust.App) -> VerityError | None:
+    """What the group refuses this member for, where waiting cures nothing; else None.
+
+    aiokafka keeps such an error until somebody fetches, and a member that was never assigned
+    anything never does (consumer/group_coordinator.py, `_push_error_to_user`); or its task ends.
+    """
+    coordinator = coordinator_of(app)
+    error = getattr(coordinator, "_pending_exception", None)
+    task = getattr(coordinator, "_coordination_task", None)
+    if error is None and task is not None and task.done() and not task.cancelled():
+        error = task.exception()
+    told = None if error is None else as_verity_error(error)
+    return told if isinstance(told, Denied | Misconfigured) else None
 
 
 def has_topic(app: faust.App, topic: str) -> bool:

@@ -110,8 +110,8 @@ VERDICTS: Mapping[int, Verdict] = {
         {
             29: (
                 "TOPIC_AUTHORIZATION_FAILED",
-                "the principal lacks a right on the topic: Describe, Read, Write and Create are "
-                "needed (docs/operating.md)",
+                "the principal lacks a right on the topic: it needs Describe, Read and Write on "
+                "Verity's topics, and Create where they are missing",
             ),
             30: (
                 "GROUP_AUTHORIZATION_FAILED",
@@ -125,8 +125,8 @@ VERDICTS: Mapping[int, Verdict] = {
             ),
             53: (
                 "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
-                "the principal may not use the connectors' transactional ids: grant it Write and "
-                "Describe on those that begin with the prefix in docs/operating.md",
+                "the principal may not use the connector's transactional id: grant it Write and "
+                "Describe on all that begin with `verity.`",
             ),
             58: ("SASL_AUTHENTICATION_FAILED", f"the broker does not take {_CREDENTIALS}"),
             61: ("DELEGATION_TOKEN_AUTH_DISABLED", _TOKENS),
