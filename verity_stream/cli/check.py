@@ -30,7 +30,9 @@ from verity_stream.postgres.pool import (
     create_pool,
     database_errors,
     missing_migrations,
+    require_rights,
 )
+from verity_stream.postgres.rights import may_migrate
 from verity_stream.redaction import SECRETS
 from verity_stream.relay.sources import PublishedByTheRelay
 from verity_stream.settings import (
@@ -201,11 +203,10 @@ async def _check_database(settings: StreamSettings, findings: Findings) -> None:
     try:
         pool = await create_pool(settings.database)
         try:
+            await require_rights(pool)
             async with database_errors("migrations"), pool.acquire() as connection:
                 missing = await missing_migrations(connection)
-                may_create = await connection.fetchval(
-                    "SELECT has_schema_privilege(current_schema(), 'CREATE')"
-                )
+                may_create = await may_migrate(connection)
         finally:
             await close_pool(pool)
     except VerityError as error:
@@ -217,7 +218,10 @@ async def _check_database(settings: StreamSettings, findings: Findings) -> None:
     elif settings.migrate == "check":
         findings.add("Postgres: ", Misconfigured(f"{names} missing: run `verity migrate`"))
     elif not may_create:
-        findings.add("Postgres: ", Denied(f"{names} missing, and this role may not create tables"))
+        findings.add(
+            "Postgres: ",
+            Denied(f"{names} missing, and this role may not create or change Verity's tables"),
+        )
     else:
         findings.good.append(f"Postgres: answers; {names} missing, the first worker applies them")
 

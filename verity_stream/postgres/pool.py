@@ -14,6 +14,7 @@ import structlog
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
+from verity_stream.postgres.rights import missing_rights
 from verity_stream.settings import StreamSettings
 from verity_stream.waiting import retry_until_available
 
@@ -221,6 +222,7 @@ async def open_pools(settings: StreamSettings) -> Pools:
     database = settings.database
     own = await create_pool(database, wait_seconds=settings.broker_wait_seconds)
     try:
+        await require_rights(own)  # What migrations create, this role then owns.
         if settings.migrate == "apply":
             await migrate(own)
         else:
@@ -265,23 +267,26 @@ async def migrate(pool: Any) -> list[str]:
         Denied: The role may not create tables; nothing was changed.
         Unavailable: The server did not answer; nothing was changed.
     """
-    async with (
-        database_errors("migrations"),
-        pool.acquire() as connection,
-        connection.transaction(),
-    ):
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK, timeout=60)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS verity_migrations ("
-            "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        missing = await missing_migrations(connection)
-        for name, sql in migrations():
-            if name in missing:
-                await connection.execute(sql)
-                await connection.execute("INSERT INTO verity_migrations (name) VALUES ($1)", name)
-                logger.info("database.migrated", migration=name)
-        return missing
+    async with database_errors("migrations"), pool.acquire() as connection:
+        # Looked at before anything is asked for: where nothing is missing, a role without the
+        # right to create tables starts, and nobody waits for the lock.
+        if not await missing_migrations(connection):
+            return []
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK, timeout=60)
+            await connection.execute(
+                "CREATE TABLE IF NOT EXISTS verity_migrations ("
+                "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+            missing = await missing_migrations(connection)
+            for name, sql in migrations():
+                if name in missing:
+                    await connection.execute(sql)
+                    await connection.execute(
+                        "INSERT INTO verity_migrations (name) VALUES ($1)", name
+                    )
+                    logger.info("database.migrated", migration=name)
+            return missing
 
 
 async def require_migrations(pool: Any) -> None:
@@ -292,4 +297,15 @@ async def require_migrations(pool: Any) -> None:
         raise Misconfigured(
             f"the database lacks the migrations {', '.join(missing)}: run `verity migrate`, or "
             "set VERITY_MIGRATE=apply"
+        )
+
+
+async def require_rights(pool: Any) -> None:
+    """Raise Denied that lists what the role lacks of the tables that are there, or return."""
+    async with database_errors("the role's rights"), pool.acquire() as connection:
+        missing = await missing_rights(connection)
+    if missing:
+        raise Denied(
+            f"the database role lacks {', '.join(missing)}: let the tables' owner grant it "
+            "(docs/operating.md, The database role)"
         )
