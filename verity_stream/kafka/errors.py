@@ -3,7 +3,7 @@
 The client's `retriable` says whether the same request may be sent again, which is no verdict: it
 is False for what a new producer or a rejoin cures, and True for a topic that nobody will create.
 So each code was judged by hand, against the broker's own list (`Errors` of kafka-clients 4.3.1;
-`tests/unit/test_kafka_errors.py` holds the table against the jar).
+`tests/unit/stream/kafka/test_kafka_errors.py` holds the table against the jar).
 """
 
 from __future__ import annotations
