@@ -12,7 +12,7 @@ from pathlib import Path
 import verity_sdk
 import verity_stream
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(verity_stream.__file__).parents[1]
 CODE = ("verity_stream", "verity_sdk", "verity_common", "connectors")
 
 
