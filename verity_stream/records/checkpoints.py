@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from verity_sdk.completeness import order_of
 from verity_sdk.position import Reached
 from verity_sdk.times import as_utc, format_utc, parse_utc
 from verity_stream.records.record import (
@@ -242,9 +241,10 @@ def decode_checkpoint_body(value: bytes | None, key: bytes | None = None) -> dic
     with decoding("a checkpoint record"):
         body = json_object(value)
         require(body, str, "connector_id", "platform", "last_ts")
+        require(body, int, "version", "epoch")
         if key is not None and body["connector_id"].encode() != key:
             raise ValueError("the key is another connector's")
-        if not all(0 <= number < 2**63 for number in order_of(body)):
+        if not all(0 <= number < 2**63 for number in (body["version"], body["epoch"])):
             raise ValueError("version or epoch is out of range")
         _position_of_json(body)
         return body

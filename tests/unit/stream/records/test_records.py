@@ -7,6 +7,7 @@ import hashlib
 import json
 import string
 from array import array
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,32 +20,47 @@ from page_builders import body_of
 
 from verity_sdk.connector_base import PermissionSnapshot, RawEvent
 from verity_sdk.errors import Malformed
-from verity_sdk.pages import Gap, RejectedRecord
+from verity_sdk.pages import Gap, RejectedRecord, SnapshotGap
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     ID_KEY_KEY,
+    POSITION,
     Checkpoint,
+    DeadLetter,
     EventEncoder,
+    Grant,
     NotUnderstood,
     Origin,
     PageSummary,
     Record,
     Seen,
     SeenInTopics,
+    SnapshotEnd,
+    SnapshotResult,
+    SnapshotStart,
     checkpoint_record,
     dead_event,
     dead_record,
     decode_checkpoint,
+    decode_checkpoint_record,
     decode_dead_part,
     decode_gap,
+    decode_permission,
     decode_slot,
     decode_slot_key,
     encode_slot,
+    end_record,
     gap_record,
     grant_body,
+    newer_checkpoint,
+    original,
+    position_of_row,
+    position_row,
+    published_ids_of,
     slot_key,
     snapshot_record,
+    start_record,
 )
 from verity_stream.relay.ids import hashes_of
 
@@ -262,6 +278,23 @@ def test_an_event_of_exactly_the_limit_is_published() -> None:
         encode(event(), bytes_max=size - 1)
 
 
+def test_of_an_altered_event_the_limit_holds_for_all_that_is_written() -> None:
+    """What it was is said in a header, which the broker counts, too."""
+    odd = event(principal_ref=7, raw_payload={"x": float("nan")})
+    encoded = encode(odd)
+    assert encoded.altered is not None
+    size = len(encoded.value) + len(encoded.key) + len(b"id-1") + len(encoded.altered)
+    assert encode(odd, bytes_max=size) == encoded
+    with pytest.raises(Malformed, match="VERITY_KAFKA__MAX_RECORD_BYTES"):
+        encode(odd, bytes_max=size - 1)
+
+
+def test_an_altered_event_has_the_fields_and_the_time_of_any_other() -> None:
+    body = body_of(encode(event(principal_ref=7)))
+    assert body == {**body_of(encode(event())), "principal_ref": "7"}
+    assert body["occurred_at"] == "2026-01-31T23:59:59.000000Z"
+
+
 # Dead letters
 
 
@@ -306,6 +339,60 @@ def test_anything_a_connector_yields_can_be_a_dead_letter(thing: Any) -> None:
     assert whole(dead_event(ORIGIN, thing, "no RawEvent", 5000).records)
 
 
+@pytest.mark.parametrize("reference", [None, "file:1"])
+@pytest.mark.parametrize("data", [b"no JSON at all", b"\xff\x00\xfe" * 5])
+def test_a_dead_letter_is_read_as_it_was_written(data: bytes, reference: str | None) -> None:
+    letter = dead_record(ORIGIN, RejectedRecord(data, "no JSON", reference), 6)
+    read = [decode_dead_part(record) for record in letter.records]
+    assert {dead_id for dead_id, _ in read} == set(letter.ids)
+    fetched_at = datetime(2026, 2, 3, 4, 5, 6, 7, tzinfo=UTC)
+    digest = hashlib.sha256(data).hexdigest()
+    assert [part for _, part in read] == [
+        DeadLetter(
+            *("acme", "acme-1", "no JSON", reference, fetched_at, len(data), digest),
+            *(number, len(read), data[6 * number - 6 : 6 * number]),
+        )
+        for number in range(1, len(read) + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"platform": 1}, {"connector_id": None}, {"reason": 1}, {"sha256": 1}, {"data": 7}),
+        *({"size_bytes": "1"}, {"part": "1"}, {"parts": True}, {"reference": 7}),
+        *({"fetched_at": "soon"}, {"encoding": "base64", "data": "YQ=!="}),
+    ],
+)
+def test_a_dead_letter_of_another_shape_is_malformed(change: dict[str, Any]) -> None:
+    (record,) = dead_record(ORIGIN, RejectedRecord(b"a", "no JSON", "file:1"), 10).records
+    assert decode_dead_part(record)[1].data == b"a"
+    changed = orjson.dumps({**body_of(record), **change})
+    with pytest.raises(Malformed):
+        decode_dead_part(record._replace(value=changed))
+    with pytest.raises(Malformed, match="no header `schema`"):
+        decode_dead_part(record._replace(headers=[("dead_id", b"a")]))
+
+
+def test_the_ids_that_a_record_stands_for_are_those_that_its_page_claimed() -> None:
+    """Of an event its id; of a dead letter its own and its event's; of an original its own."""
+    letter = dead_event(ORIGIN, event(), "too long", 500)
+    rejected = dead_record(ORIGIN, RejectedRecord(b"x", "no JSON"), 500)
+    kept = original(ORIGIN, event(), b"/raw_payload", 500)
+    for one in (letter, rejected, kept):
+        (record,) = one.records
+        claimed = [("verity.events.dead.acme", identity.encode(), None) for identity in one.ids]
+        assert list(published_ids_of(record)) == claimed
+    assert [len(one.ids) for one in (letter, rejected, kept)] == [2, 1, 1]
+    # An event's payload may look like anything.
+    value = orjson.dumps({**body_of(encode(event())), "reason": "published, but altered at /x"})
+    headers = [("schema", b"raw_event/1"), ("event_id", b"id-1"), ("dead_id", b"")]
+    record = Record("t", b"ada", value, headers)
+    assert list(published_ids_of(record)) == [("t", b"id-1", AT)]
+    for stranger in (None, b"", b"[1]", b'{"reason": 7}'):
+        assert list(published_ids_of(record._replace(value=stranger))) == [("t", b"id-1", None)]
+
+
 # Gaps
 
 
@@ -324,6 +411,25 @@ def test_a_gap_says_what_is_missing() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"platform": 1}, {"connector_id": None}, {"scope": 1}, {"reason": None}),
+        *({"recorded_at": "soon"}, {"from_at": "soon"}, {"to_at": 7}, {"recorded_at": None}),
+    ],
+)
+def test_a_gap_of_another_shape_is_malformed(change: dict[str, Any]) -> None:
+    record = gap_record(ORIGIN, Gap(None, AT, "signIns", "lost"))
+    body = body_of(record)
+    assert decode_gap(record) == body
+    with pytest.raises(Malformed):
+        decode_gap(record._replace(value=orjson.dumps({**body, **change})))
+    with pytest.raises(Malformed):
+        decode_gap(record._replace(value=orjson.dumps([body])))
+    with pytest.raises(Malformed, match="no header `schema`"):
+        decode_gap(record._replace(headers=[]))
+
+
 # Checkpoints
 
 names = st.text(string.ascii_lowercase + ".", min_size=1, max_size=10)
@@ -339,6 +445,7 @@ checkpoints = st.builds(
     seen=st.none()
     | st.builds(Seen, slots_from=st.integers(0, 2**62), count=st.integers(0, 2**62))
     | st.builds(SeenInTopics, start=st.dictionaries(names, offsets, max_size=3), newest_at=times),
+    collected_from=st.none() | times,
 )
 
 
@@ -347,11 +454,81 @@ def test_a_checkpoint_reads_back_as_it_was(checkpoint: Checkpoint) -> None:
     record = checkpoint_record(ORIGIN, checkpoint, PageSummary(1, 2, 3, 4, {"t": {0: (5, 6)}}))
     assert decode_checkpoint(record.value) == checkpoint
     assert (record.topic, record.key) == (CHECKPOINTS_TOPIC, checkpoint.connector_id.encode())
+    assert dict(record.headers)["schema"] == b"checkpoint/1"
     body = body_of(record)
     assert [body[name] for name in ("event_count", "repeat_count", "dead_count", "gap_count")] == [
         *(1, 2, 3, 4)
     ]
     assert body["offsets"] == {"t": {"0": [5, 6]}}
+
+
+@given(checkpoints)
+def test_a_position_comes_back_from_its_row(checkpoint: Checkpoint) -> None:
+    row = dict(zip(POSITION, position_row(checkpoint), strict=True))
+    nowhere = Checkpoint(*("", 0, 0), datetime.min.replace(tzinfo=UTC))
+    read = replace(nowhere, **position_of_row(row))
+    assert {name: getattr(read, name) for name in POSITION} == {
+        name: getattr(checkpoint, name) for name in POSITION
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "differences"),
+    [
+        ({"version": 8}, ("version",)),
+        ({"last_ts": AT + timedelta(seconds=1)}, ("last_ts",)),
+        ({"cursor": {"n": 2}, "seen": None}, ("cursor", "seen")),
+        ({"complete_through": AT}, ("complete_through",)),
+        # A claim writes the epoch to the row alone, and of two beginnings a start takes one.
+        ({"epoch": 9, "collected_from": AT, "is_edited": True}, ()),
+    ],
+)
+def test_in_what_two_views_of_a_position_differ(
+    change: dict[str, Any], differences: tuple[str, ...]
+) -> None:
+    one = Checkpoint("c", 7, 1, AT, {"n": 1}, None, Seen(1, 2))
+    assert one.differences(replace(one, **change)) == differences
+    assert replace(one, **change).differences(one) == differences
+
+
+@pytest.mark.parametrize(
+    ("held", "incoming", "counts"),
+    [
+        ((7, 1), (8, 1), "incoming"),
+        ((7, 1), (7, 2), "incoming"),
+        ((7, 2), (8, 1), "incoming"),
+        ((8, 1), (7, 2), "held"),
+        # What a relay that was replaced still got out.
+        ((7, 2), (7, 1), "held"),
+        ((7, 1), (7, 1), "incoming"),
+    ],
+)
+def test_which_of_two_records_counts(
+    held: tuple[int, int], incoming: tuple[int, int], counts: str
+) -> None:
+    first, later = Checkpoint("c", *held, AT), Checkpoint("c", *incoming, AT, {"n": 2})
+    assert newer_checkpoint(first, later) is {"held": first, "incoming": later}[counts]
+
+
+@pytest.mark.parametrize(
+    ("seen", "summary", "is_position"),
+    [
+        (Seen(4, 0), PageSummary(), True),
+        (None, PageSummary(), True),  # As before there was a log of ids.
+        # A page of repeats: nothing came out, and yet it is no edit that explains a replay.
+        (Seen(4, 2), PageSummary(repeat_count=3), False),
+        (SeenInTopics({}, AT), PageSummary(), False),
+        (Seen(4, 0), PageSummary(gap_count=1), False),
+        (Seen(4, 0), PageSummary(offsets={"t": {0: (1, 2)}}), False),
+    ],
+)
+def test_a_record_that_moved_no_page_says_so(
+    seen: Seen | SeenInTopics | None, summary: PageSummary, is_position: bool
+) -> None:
+    """From there on an event may be in the topic again: an operator asked for it."""
+    record = checkpoint_record(ORIGIN, Checkpoint("c", 7, 1, AT, seen=seen), summary)
+    assert record.value is not None
+    assert decode_checkpoint_record(record.value).is_position is is_position
 
 
 hashes = st.lists(st.integers(1, 2**64 - 1), max_size=9).map(hashes_of)
@@ -382,13 +559,28 @@ def test_any_bytes_are_a_slot_or_malformed(value: bytes) -> None:
     assert encode_slot(fingerprint, newest_at, found) == value
 
 
+@pytest.mark.parametrize(
+    "value", [b"", b"\1abcd", b"\2abcd" + bytes(8), b"\1abcd" + bytes(8) + b"\1"]
+)
+def test_what_is_no_slot_is_malformed(value: bytes) -> None:
+    """One of a later version is: who takes it for nothing would forget what it holds."""
+    assert decode_slot(b"\1abcd" + bytes(8))
+    with pytest.raises(Malformed):
+        decode_slot(value)
+
+
 @given(texts.filter(lambda text: text and "\0" not in text), st.integers(0, 2**62))
 def test_a_slots_key_reads_back_as_it_was(connector_id: str, number: int) -> None:
     assert decode_slot_key(slot_key(connector_id, number)) == (connector_id, number)
 
 
 @pytest.mark.parametrize(
-    "key", [ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1", b"c\0" + b"9" * 5000]
+    "key",
+    [
+        *(ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1", b"c\0" + b"9" * 5000),
+        # An empty name; what comes after it would fit no checkpoint; a number of another script.
+        *(b"\0" + b"1", b"c\0%d" % (2**62 + 1), "c\0٣".encode()),
+    ],
 )
 def test_what_is_no_slots_key_is_malformed(key: bytes) -> None:
     with pytest.raises(Malformed):
@@ -434,6 +626,7 @@ def test_any_record_is_what_it_says_or_malformed(value: Any, headers: Any, key: 
     "change",
     [
         *({"version": "7"}, {"version": -1}, {"version": 2**63}, {"epoch": True}),
+        *({"epoch": -1}, {"epoch": 2**63}, {"platform": 7}, {"last_ts": None}),
         *({"cursor": 5}, {"last_ts": 5}, {"complete_through": "soon"}, {"connector_id": "b"}),
         *({"seen": []}, {"seen": {"from": 1}}, {"seen": {"from": 1e400, "count": 1}}),
     ],
@@ -445,6 +638,24 @@ def test_a_checkpoint_of_another_shape_is_malformed(change: dict[str, Any]) -> N
     assert decode_checkpoint(orjson.dumps(body), b"a") == checkpoint
     with pytest.raises(Malformed):
         decode_checkpoint(json.dumps({**body, **change}).encode(), b"a")
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        *("connector_id", "platform", "version", "epoch"),
+        *("last_ts", "cursor", "complete_through", "seen"),
+    ],
+)
+def test_only_what_older_versions_did_not_write_may_be_missing(lacks: str) -> None:
+    """A cursor that is not there is none that is None: the connector would begin anew."""
+    checkpoint = Checkpoint("a", 7, 1, AT, {"n": 1}, AT, Seen(1, 2))
+    body = body_of(checkpoint_record(ORIGIN, checkpoint, PageSummary()))
+    del body["collected_from"]
+    assert decode_checkpoint(orjson.dumps(body)) == checkpoint
+    del body[lacks]
+    with pytest.raises(Malformed):
+        decode_checkpoint(orjson.dumps(body))
 
 
 @given(st.binary(max_size=60) | json_values.map(orjson.dumps))
@@ -478,3 +689,62 @@ def test_a_grant_keeps_its_fields_and_its_time() -> None:
         "snapshot_at": "2026-01-31T23:59:59.000000Z",
         "raw_payload": {"a": 1},
     }
+
+
+def test_a_grant_that_had_to_be_altered_says_so() -> None:
+    at = AT - timedelta(days=1)
+    grant = PermissionSnapshot(
+        "acme", "ada", "vault", "READ", "role", None, at, {"n": float("nan")}
+    )
+    body, altered = grant_body(grant, AT)
+    assert body["snapshot_at"] == "2026-01-30T23:59:59.000000Z"
+    assert altered is not None
+    record = snapshot_record(ORIGIN, "s1", "grant", body, altered)
+    assert dict(record.headers)["altered"] == altered
+    assert "altered" not in dict(snapshot_record(ORIGIN, "s1", "grant", body).headers)
+
+
+def test_a_snapshot_is_read_as_it_was_written() -> None:
+    result = SnapshotResult("s1", AT, 2, 1, ["sales"], [SnapshotGap("hr", "denied")])
+    ended_at = AT + timedelta(minutes=1)
+    grant = PermissionSnapshot("acme", "ada", "vault", "READ", "role", "admins", AT, {"a": 1})
+    records = [
+        start_record(ORIGIN, result),
+        snapshot_record(ORIGIN, "s1", "grant", grant_body(grant, AT)[0]),
+        end_record(ORIGIN, result, ended_at),
+    ]
+    about = ("s1", "acme-1", "acme", AT)
+    scopes = ("sales", "hr"), {"hr": "denied"}
+    assert [decode_permission(record.value or b"") for record in records] == [
+        SnapshotStart(*about),
+        Grant("s1", grant),
+        SnapshotEnd(*about, ended_at, False, 2, 1, *scopes),
+    ]
+    kinds = [dict(record.headers)["record"] for record in records]
+    assert kinds == [b"start", b"grant", b"end"]
+
+
+@pytest.mark.parametrize(
+    ("dead_count", "gaps", "is_complete"),
+    [
+        (0, [], True),
+        (1, [], False),
+        (0, [SnapshotGap("hr", "denied")], False),
+        (1, [SnapshotGap("hr", "denied")], False),
+    ],
+)
+def test_no_revocation_is_read_out_of_what_lacks_something(
+    dead_count: int, gaps: list[SnapshotGap], is_complete: bool
+) -> None:
+    result = SnapshotResult("s1", AT, 2, dead_count, ["sales"], gaps)
+    end = decode_permission(end_record(ORIGIN, result, AT).value or b"")
+    assert isinstance(end, SnapshotEnd)
+    assert end.is_complete is result.is_complete is is_complete
+
+
+@pytest.mark.parametrize("record", ["begin", "", None, 7])
+def test_a_permission_record_of_another_kind_is_malformed(record: Any) -> None:
+    result = SnapshotResult("s1", AT)
+    body = body_of(end_record(ORIGIN, result, AT))
+    with pytest.raises(Malformed):
+        decode_permission(orjson.dumps({**body, "record": record}))
