@@ -126,6 +126,7 @@ async def test_an_edit_of_a_row_from_a_backup_forgets_no_beginning() -> None:
         (0, AT - 3 * DAY, None, 30 * DAY, AT - 3 * DAY),
         (0, AT - 3 * DAY, None, None, AT - 3 * DAY),
         # What an older version wrote: the first start was before now.
+        (1, AT - 3 * DAY, None, 30 * DAY, AT - 30 * DAY),
         (7, AT - 3 * DAY, None, 30 * DAY, AT - 30 * DAY),
         (7, AT - 3 * DAY, None, None, AT - 3 * DAY),
         (7, AT + 3 * DAY, None, None, AT),

@@ -61,8 +61,9 @@ def test_whatever_differs_at_one_version_is_published_again(fields: dict[str, An
     assert decide_start(edited, published(5, seen=SEEN)) == Start(edited, publish=True)
 
 
-def test_a_topic_without_the_record_gets_it_again() -> None:
-    assert decide_start(stored(5), None) == Start(stored(5), publish=True)
+@pytest.mark.parametrize("version", [1, 5])
+def test_a_topic_without_the_record_gets_it_again(version: int) -> None:
+    assert decide_start(stored(version), None) == Start(stored(version), publish=True)
 
 
 # An edit of a row that is behind the topic

@@ -44,6 +44,10 @@ def test_a_cursor_where_the_connector_stood_goes_back_to_that_checkpoint() -> No
     assert (after.last_ts, after.cursor) == (EARLIER - timedelta(hours=1), {"next": 5})
     after = rewound(STORED, history, to=AT, cursor={"next": 2})
     assert after.last_ts == FIRST.last_ts, "a later watermark would not fit the cursor"
+    # Several pages may share a watermark.
+    page = replace(STORED, version=6, cursor={"next": 8})
+    after = rewound(STORED, [page, STORED], to=None, cursor={"next": 8})
+    assert (after.last_ts, after.cursor) == (AT, {"next": 8})
 
 
 def test_a_cursor_may_be_given_as_it_is_stored_or_as_the_connector_has_it() -> None:
@@ -88,3 +92,10 @@ def test_forward_is_refused_because_it_would_leave_out_events() -> None:
     assert rewound(STORED, [AHEAD], to=AT + timedelta(seconds=1), cursor=None).version == 9
     with pytest.raises(Misconfigured, match="--to, --cursor, or both"):
         rewound(STORED, [STORED], to=None, cursor=None)
+
+
+def test_an_edit_that_took_the_version_of_a_page_is_where_the_connector_stands() -> None:
+    """Nothing after the edit was fetched again yet, though the page had come further."""
+    edited = replace(STORED, last_ts=EARLIER, cursor=None, complete_through=None, seen=None)
+    with pytest.raises(Misconfigured, match="would never be fetched"):
+        rewound(edited, [STORED], to=EARLIER + timedelta(hours=1), cursor=None)

@@ -88,6 +88,19 @@ def test_a_page_is_kept_while_one_of_its_events_may_come_again() -> None:
     assert 1 not in window
 
 
+def test_pages_of_one_slot_are_kept_as_long_as_the_newest_of_them() -> None:
+    """Also where the log says how long."""
+    log, window = Log(), SeenWindow(100)
+    published(window, [1], at(1))
+    log.take(window)
+    published(window, [2], at(30))
+    seen = log.take(window)
+    assert len(log.slots) == 1
+    window.forget_before(at(20))
+    assert 2 in window
+    assert 2 in log.restored(SeenWindow(100), seen, at(20))
+
+
 def test_an_event_dated_far_ahead_pins_only_itself() -> None:
     """Neither the rest of its page, nor the pages around it, nor what is a little ahead."""
     window = SeenWindow(100)
@@ -122,6 +135,14 @@ def test_at_the_bound_the_oldest_goes_and_is_counted() -> None:
     assert [1 in window, 3 in window, len(window)] == [False, True, 2]
 
 
+def test_at_the_bound_no_more_is_forgotten_than_has_to_be() -> None:
+    window = SeenWindow(5)
+    for number in range(1, 6):
+        assert published(window, [number], at(number * 2 * SPAN)) == 0
+    assert published(window, [6, 7, 8], at(20 * SPAN)) == 3
+    assert [number in window for number in range(1, 9)] == [False] * 3 + [True] * 5
+
+
 def test_the_newest_page_is_never_forgotten_whatever_its_size() -> None:
     window = SeenWindow(1, slot_ids_max=2)
     assert published(window, [1, 2, 3, 4, 5], at(1)) == 0
@@ -140,6 +161,15 @@ def test_small_pages_share_a_slot_and_a_large_one_is_cut() -> None:
     published(window, [300], at(21))
     log.take(window)
     assert [len(hashes) for _, hashes in log.slots.values()] == [100, 100, 99, 1]
+
+
+def test_no_slot_is_longer_than_a_record_may_be() -> None:
+    """Though small pages would fill it up further."""
+    window, log = SeenWindow(1000, slot_ids_max=4), Log()
+    for number in range(10):
+        published(window, [2 * number + 1, 2 * number + 2], at(number))
+        log.take(window)
+    assert [len(hashes) for _, hashes in log.slots.values()] == [4, 4, 4, 4, 4]
 
 
 def test_what_is_written_again_is_bounded() -> None:
@@ -197,6 +227,33 @@ def test_what_was_never_written_leaves_no_tombstone() -> None:
     published(window, [1], at(1))
     window.forget_before(at(2))
     assert window.changes() == ([], [])
+
+
+@pytest.mark.parametrize("understood", [(), (3,), (3, 4)])
+def test_what_is_of_no_use_leaves_the_log_and_takes_nothing_else_along(
+    understood: tuple[int, ...],
+) -> None:
+    """As slots of another key: no new slot may have the number of one that is to leave."""
+    log, window = Log(), SeenWindow(100)
+    for number in range(1, 6):
+        published(window, [number], at(number * 2 * SPAN))
+    log.take(window)
+    window.forget_before(at(5 * SPAN))
+    seen = log.take(window)
+    assert (seen, list(log.slots)) == (Seen(3, 3), [3, 4, 5])
+    window = SeenWindow(100)
+    for number in window.expect(seen, log.slots):
+        if number in understood:
+            window.restore(number, *log.slots[number])
+        else:
+            window.drop(number)
+    for number in (6, 7, 8):
+        published(window, [number], at(number * 2 * SPAN))
+        seen = log.take(window)
+    known = [*understood, 6, 7, 8]
+    assert sorted(one for _, hashes in log.slots.values() for one in hashes) == known
+    window = log.restored(SeenWindow(100), seen, START)
+    assert [number for number in range(1, 9) if number in window] == known
 
 
 @given(st.lists(st.integers(1, 2**64 - 1), max_size=20, unique=True))

@@ -69,7 +69,9 @@ def views(
         (views(at(7, cursor=None), at(7), edits=[7]), Verdict.REPAIRED),
         (views(at(7), at(7), table=at(5)), Verdict.REPAIRED),
         (views(at(7), None, table=at(7)), Verdict.REPAIRED),
+        (Views("c", None, at(7), at(7), at(7)), Verdict.REPAIRED),
         (views(at(8), at(7)), Verdict.DIVERGED),
+        (views(at(8), at(7), edits=[7]), Verdict.DIVERGED),
         (views(at(9), at(7), edits=[3, 8]), Verdict.DIVERGED),
         (views(at(7, cursor=None), at(7)), Verdict.DIVERGED),
         (views(at(6), at(7), after=at(7, cursor=None)), Verdict.DIVERGED),
@@ -215,6 +217,14 @@ def test_an_edit_that_took_the_version_of_a_page_in_flight_explains_its_repeats(
     assert "1 events repeat" in fault
 
 
+def test_what_was_replayed_once_may_not_repeat_once_more() -> None:
+    records = [page(1, 0, 9), edit(3), page(4, 12, 21), page(5, 24, 33)]
+    ids = {**numbered((0, 9), (24, 33)), **{offset: f"e{offset - 12}" for offset in range(12, 22)}}
+    assert proof(records, ids).faults == ()
+    (fault,) = proof(records, {**ids, 30: "e5"}).faults
+    assert "1 events repeat the id of another: e5" in fault
+
+
 def test_the_records_that_compaction_removed_are_not_proven_and_it_says_so() -> None:
     ids = numbered((0, 9), (12, 19), (22, 25))
     found = proof([page(2, 12, 19), page(3, 22, 25)], ids)
@@ -230,6 +240,9 @@ def test_the_records_that_compaction_removed_are_not_proven_and_it_says_so() -> 
 def test_versions_that_do_not_ascend_are_found() -> None:
     records = [page(1, 0, 9), page(3, 12, 19), page(2, 22, 25)]
     assert any("2 after 3" in fault for fault in proof(records, {}).faults)
+    # Two pages of one version: two relays that both believed themselves to be the owner.
+    records = [page(1, 0, 9), page(2, 12, 19), page(2, 22, 25)]
+    assert any("2 after 2" in fault for fault in proof(records, {}).faults)
 
 
 def test_what_retention_removed_is_not_missing() -> None:
@@ -253,6 +266,21 @@ def test_a_topic_that_was_deleted_and_made_anew_is_proven_from_there() -> None:
     assert found.faults == ()
     assert found.page_count == 1
     assert any("deleted since" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("lost", [(-1, -1), (12, 30)])
+def test_of_a_page_that_cant_be_placed_in_one_partition_the_rest_is_no_stray(
+    lost: tuple[int, int],
+) -> None:
+    """The broker did not tell where it stands there, or the topic was made anew."""
+    counts: Any = {"event": 2, "dead": 0, "gap": 0}
+    records = [page(1, 0, 1), CheckpointRecord(2, counts, {RAW: lost, OTHER: (4, 4)}),
+               CheckpointRecord(3, counts, {RAW: (2, 2), OTHER: (5, 5)})]  # fmt: skip
+    continuity = Continuity(records, (), BOUNDS)
+    for place, offset in ((RAW, 0), (RAW, 1), (RAW, 2), (OTHER, 4), (OTHER, 5)):
+        continuity.take(place, offset, "event", f"{place}@{offset}".encode())
+    found = continuity.finish()
+    assert (found.faults, found.page_count, len(found.notes)) == ((), 2, 1)
 
 
 def test_after_crashes_at_least_once_repeats_and_that_is_no_fault() -> None:
