@@ -239,6 +239,7 @@ class MemoryCheckpoints:
     def __init__(self) -> None:
         self.rows: dict[str, Checkpoint] = {}
         self.published_versions: dict[str, int] = {}
+        self.other_cluster: str | None = None
 
     def scripted(self, script: Script) -> ScriptedCheckpoints:
         """The store as one relay sees it."""
@@ -289,10 +290,11 @@ class ScriptedCheckpoints:
     async def provenance(self, connector_id: str) -> Provenance:
         # No effect of its own: what fails here fails before the claim, or is a crash after it.
         is_there = connector_id in self.store.rows
-        return Provenance(self.store.published_versions.get(connector_id, 0) if is_there else 0)
+        version = self.store.published_versions.get(connector_id, 0) if is_there else 0
+        return Provenance(version, self.store.other_cluster)
 
     async def adopt(self, connector_id: str) -> None:
-        """There is one cluster here, and every row belongs to it."""
+        self.store.other_cluster = None
 
     async def claim(self, connector_id: str) -> Checkpoint:
         async with self.script.effect("claim"):

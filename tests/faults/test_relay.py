@@ -608,6 +608,36 @@ async def test_a_restored_backup_blocks_where_the_operator_wants_to_decide() -> 
     assert world.store.rows[CONNECTOR].version == 1
 
 
+async def test_a_topic_that_lost_its_end_blocks_where_the_operator_wants_to_decide() -> None:
+    world = World("cursor")
+    await world.run_until_done()
+    del world.broker.partitions[CHECKPOINTS_TOPIC, PARTITION][-2:]
+    commits = len(world.broker.commits)
+    world.settings = StreamSettings(topic_behind="stop")
+    with pytest.raises(Misconfigured, match="VERITY_TOPIC_BEHIND"):
+        await world.run_until_done()
+    assert len(world.broker.commits) == commits
+    # An edit is the decision.
+    world.store.edit(CONNECTOR, world.store.rows[CONNECTOR].last_ts)
+    await world.run_until_done()
+    assert not world.store.rows[CONNECTOR].differences(world.checkpoints()[-1])
+
+
+async def test_a_row_of_another_cluster_is_not_claimed_until_it_is_adopted() -> None:
+    """Who publishes there must not find itself fenced."""
+    world = World("cursor")
+    await world.run_until_done()
+    row = world.store.rows[CONNECTOR]
+    world.store.other_cluster = "another"
+    with pytest.raises(Misconfigured, match="VERITY_OTHER_CLUSTER"):
+        await world.run_until_done()
+    assert world.store.rows[CONNECTOR] == row
+    world.settings = StreamSettings(other_cluster="adopt")
+    await world.run_until_done()
+    assert world.store.rows[CONNECTOR].epoch == row.epoch + 1
+    assert world.store.other_cluster is None, "the next start has nothing to adopt"
+
+
 @pytest.mark.parametrize("kind", ["cursor", "closed"])
 @pytest.mark.parametrize("policy", ["kafka_wins", "stop"])
 async def test_an_edit_of_a_restored_row_wins_over_everything_that_was_published(

@@ -100,6 +100,7 @@ def test_as_what_it_rests(wanted: Wanted, state: State | None) -> None:
         (Control(), Control(), False),
         (Control(), Control(is_paused=True), False),
         (Control(is_paused=True), Control(), True),
+        (Control(is_paused=True), Control(is_paused=True), False),
         (Control(), Control(restart_requested_at=AT), True),
         (Control(restart_requested_at=AT), Control(restart_requested_at=AT), False),
         (Control(), Control(snapshot_requested_at=AT), False),
