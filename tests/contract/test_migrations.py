@@ -127,3 +127,47 @@ async def test_a_database_that_does_not_exist_is_misconfigured(database: str) ->
     dsn = urlsplit(database)._replace(path="/absent").geturl()
     with pytest.raises(Misconfigured, match="VERITY_DATABASE__DSN"):
         await create_pool(DatabaseSettings(dsn=dsn))
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "text"),
+    [
+        # As managed servers hand them out, and no longer retried for a minute.
+        ("channel_bindings=require", Misconfigured, "channel_bindings"),
+        ("work_mem=many", Misconfigured, "work_mem"),
+        ("max_connections=7", Misconfigured, "max_connections"),
+        ("sslmode=require", Misconfigured, "sslmode"),
+    ],
+)
+async def test_a_parameter_that_the_server_refuses_is_named_at_once(
+    database: str, query: str, kind: type[Exception], text: str
+) -> None:
+    dsn = urlsplit(database)._replace(query=query).geturl()
+    with pytest.raises(kind, match=text) as caught:
+        await create_pool(DatabaseSettings(dsn=dsn), wait_seconds=60)
+    assert "VERITY_DATABASE__DSN" in str(caught.value)
+
+
+async def test_a_role_with_too_few_connections_and_a_read_only_server(database: str) -> None:
+    role = f"few_{secrets.token_hex(4)}"
+    boss = await asyncpg.connect(database)
+    try:
+        await boss.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'few' CONNECTION LIMIT 1")
+        address = urlsplit(database)
+        dsn = address._replace(netloc=f"{role}:few@{address.hostname}:{address.port}").geturl()
+        one = await create_pool(DatabaseSettings(dsn=dsn))
+        try:
+            with pytest.raises(Unavailable, match=r"53300.*VERITY_DATABASE__POOL_SIZE_MAX"):
+                await create_pool(DatabaseSettings(dsn=dsn))
+        finally:
+            await one.close()
+        await boss.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        pool = await create_pool(DatabaseSettings(dsn=dsn))
+        try:
+            with pytest.raises(Unavailable, match=r"25006.*target_session_attrs"):
+                await migrate(pool)
+        finally:
+            await pool.close()
+    finally:
+        await boss.execute(f"DROP ROLE {role}")
+        await boss.close()

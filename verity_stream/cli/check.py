@@ -24,11 +24,11 @@ from verity_stream.kafka.topics import (
     placed_topics,
     worker_topics,
 )
+from verity_stream.postgres.errors import database_errors
 from verity_stream.postgres.pool import (
     close_pool,
     create_connector_pool,
     create_pool,
-    database_errors,
     missing_migrations,
     require_rights,
 )

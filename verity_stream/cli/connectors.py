@@ -32,7 +32,7 @@ from verity_stream.cli.output import (
     shown,
 )
 from verity_stream.postgres.checkpoints import PostgresCheckpoints
-from verity_stream.postgres.pool import database_errors
+from verity_stream.postgres.errors import database_errors
 from verity_stream.postgres.reports import Reports
 from verity_stream.redaction import SECRETS
 from verity_stream.settings import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verity_sdk.position import FIRST_SINCE
-from verity_stream.postgres.pool import database_errors
+from verity_stream.postgres.errors import database_errors
 from verity_stream.records import (
     POSITION,
     Checkpoint,

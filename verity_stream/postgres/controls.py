@@ -10,7 +10,8 @@ from typing import Any
 from verity_sdk.errors import Misconfigured
 from verity_sdk.times import format_utc
 from verity_stream.postgres.checkpoints import PostgresCheckpoints, checkpoint_of
-from verity_stream.postgres.pool import database_errors, storable
+from verity_stream.postgres.errors import database_errors
+from verity_stream.postgres.pool import storable
 from verity_stream.records import Checkpoint
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -13,7 +11,8 @@ import asyncpg
 import structlog
 
 from verity_common.config import DatabaseSettings
-from verity_sdk.errors import Denied, Misconfigured, Unavailable
+from verity_sdk.errors import Denied, Misconfigured
+from verity_stream.postgres.errors import database_errors
 from verity_stream.postgres.rights import missing_rights
 from verity_stream.settings import StreamSettings
 from verity_stream.waiting import retry_until_available
@@ -28,37 +27,6 @@ CLOSE_SECONDS = 2.0
 HOLD_SECONDS = 300
 """So long a connector may keep a connection without using it; then the server ends it, and the
 pool has its place back."""
-
-
-@asynccontextmanager
-async def database_errors(doing: str) -> AsyncIterator[None]:
-    """Turn what asyncpg raises into the errors that say who must act.
-
-    Raises:
-        Denied: The role may not do this, or its password is wrong.
-        Misconfigured: The table or column is not there: migrations are missing.
-        Unavailable: Anything else; the statement may or may not have been carried out.
-    """
-    try:
-        yield
-    except (
-        asyncpg.InvalidAuthorizationSpecificationError,
-        asyncpg.InvalidPasswordError,
-        asyncpg.InsufficientPrivilegeError,
-    ) as error:
-        raise Denied(f"{doing}: the database refused: {error}") from error
-    except asyncpg.exceptions.ClientConfigurationError as error:
-        raise Misconfigured(
-            f"VERITY_DATABASE__DSN is no Postgres address ({type(error).__name__})"
-        ) from None
-    except asyncpg.InvalidCatalogNameError as error:
-        raise Misconfigured(f"VERITY_DATABASE__DSN: {error}") from error
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
-        raise Misconfigured(f"{doing}: {error}; run `verity migrate`") from error
-    except TimeoutError as error:
-        raise Unavailable(f"{doing}: no free connection, or no answer, in time") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise Unavailable(f"{doing}: {type(error).__name__}: {error}".rstrip(": ")) from error
 
 
 def storable(text: str | None) -> str | None:

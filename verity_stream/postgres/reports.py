@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from verity_stream.postgres.pool import database_errors, storable
+from verity_stream.postgres.errors import database_errors
+from verity_stream.postgres.pool import storable
 from verity_stream.records import SnapshotResult
 from verity_stream.status import METRICS, Kind, Status, reported
 

@@ -21,7 +21,7 @@ from verity_stream.kafka.clients import TopicPartition
 from verity_stream.kafka.committed import CommittedReader
 from verity_stream.kafka.partitions import partition_for
 from verity_stream.kafka.transactions import KafkaPublisher
-from verity_stream.postgres.pool import database_errors
+from verity_stream.postgres.errors import database_errors
 from verity_stream.records import (
     ID_KEY_KEY,
     IDS_TOPIC,

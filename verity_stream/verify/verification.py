@@ -13,7 +13,7 @@ from verity_stream.kafka.clients import partition_counts, partitions_of
 from verity_stream.kafka.committed import CommittedReader, by_name
 from verity_stream.kafka.topics import changelog_topic
 from verity_stream.postgres.checkpoints import PostgresCheckpoints
-from verity_stream.postgres.pool import database_errors
+from verity_stream.postgres.errors import database_errors
 from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
