@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from verity_sdk.postgres_dsn import secrets_in
 from verity_stream.settings import StreamSettings, resolve_secrets
 
 SECRET_LENGTH_MIN = 8
@@ -62,6 +63,7 @@ SECRETS = Secrets()
 
 
 def _passwords(value: str) -> Iterator[str]:
+    yield from secrets_in(value)
     try:
         password = urlsplit(value).password
     except ValueError:

@@ -14,6 +14,7 @@ import asyncpg
 from connectors.postgres.files import is_chronological
 from connectors.postgres.settings import Settings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable, VerityError
+from verity_sdk.postgres_dsn import read_address, refused_parameter
 
 SETUP_HINT = (
     "run the SQL that `verity postgres-setup` prints, as a superuser, in the dsn's database"
@@ -156,16 +157,22 @@ class Server:
         settings = self._settings
         if settings.dsn is None:
             raise Misconfigured("dsn is missing: this needs a connection to the server")
+        address = read_address(settings.dsn.get_secret_value(), "dsn")
         with translated():
             return await asyncpg.connect(
-                settings.dsn.get_secret_value(),
+                address.dsn,
                 database=database,
-                timeout=settings.connect_timeout.total_seconds(),
+                timeout=address.connect_seconds or settings.connect_timeout.total_seconds(),
                 command_timeout=settings.query_timeout.total_seconds(),
+                # A pooler that stands between may send each statement to another server.
+                statement_cache_size=0,
                 server_settings={
+                    **address.session,
+                    # Whatever the address says: records of its own are known by it.
                     "application_name": settings.application_name,
                     "default_transaction_read_only": "on",
                 },
+                **address.arguments(),
             )
 
 
@@ -262,6 +269,17 @@ def translated() -> Iterator[None]:
         raise Denied(f"{message}: {SETUP_HINT}" if is_reader else message) from error
     except asyncpg.InvalidCatalogNameError as error:
         raise Misconfigured("dsn: the server has no such database") from error
+    except asyncpg.ProtocolViolationError as error:
+        raise Misconfigured(
+            f"dsn: a pooler refuses: {error.message}; give the server's own address"
+        ) from error
+    except (
+        asyncpg.UndefinedObjectError,
+        asyncpg.CantChangeRuntimeParamError,
+        asyncpg.InvalidParameterValueError,
+    ) as error:
+        refused = refused_parameter(error.message or "")
+        raise Misconfigured(f"dsn: the server does not take {refused} ({error.sqlstate})") from None
     except ssl.SSLCertVerificationError as error:
         raise Denied("the server's certificate is not trusted") from error
     except asyncpg.ClientConfigurationError as error:
@@ -271,6 +289,8 @@ def translated() -> Iterator[None]:
         raise Unavailable(
             f"the server answered {error.sqlstate}: {type(error).__name__}"
         ) from error
+    except asyncpg.exceptions.TargetServerAttributeNotMatched as error:
+        raise Unavailable("no host of the dsn fits its target_session_attrs") from error
     except asyncpg.InterfaceError as error:
         raise Unavailable("the connection to the server is broken") from error
     except TimeoutError as error:

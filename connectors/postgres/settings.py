@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from connectors._azure.log_analytics import API_URL, SCOPE, WAIT_MAX, ResourceId, WorkspaceId
 from connectors._azure.sign_in import LOGIN_URL, TENANT_PATTERN, Identity
 from connectors.postgres.log_prefix import DEFAULT_PREFIX, compiled
+from verity_sdk.errors import Misconfigured
 from verity_sdk.http import HttpSettings
+from verity_sdk.postgres_dsn import read_address
 from verity_sdk.settings import ConnectorSettings, Duration, Table, Url
 
 PLATFORM = "postgres"
-DEFAULT_PORT = 5432
 
 Seconds = Annotated[Duration, Field(gt=timedelta(0), le=timedelta(minutes=10))]
 
@@ -68,7 +68,8 @@ class Settings(ConnectorSettings):
 
     dsn: SecretStr | None = Field(
         default=None,
-        description="postgresql://user:password@host:port/database of the server to observe. "
+        description="postgresql://user:password@host:port/database of the server to observe, or "
+        "host=… dbname=…, as [settings](../settings.md#addresses-of-postgresql) has it. "
         "Needed by source `reader` and by permission snapshots.",
     )
     server: str = Field(
@@ -150,17 +151,14 @@ class Settings(ConnectorSettings):
     @field_validator("dsn")
     @classmethod
     def _is_a_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
-        if dsn is None:
-            return None
-        try:
-            parts = urlsplit(dsn.get_secret_value())
-            is_whole = parts.scheme in {"postgresql", "postgres"} and bool(parts.hostname)
-            _ = parts.port
-        except ValueError:
-            is_whole = False
-        if not is_whole:
-            # The value itself stays out of the message: it may hold a password.
-            raise ValueError("not a DSN of the form postgresql://user:password@host:port/database")
+        if dsn is not None:
+            try:
+                address = read_address(dsn.get_secret_value(), "dsn")
+            except Misconfigured as error:
+                # The value itself stays out of the message: it may hold a password.
+                raise ValueError(str(error).removeprefix("dsn: ")) from None
+            if not address.hosts:
+                raise ValueError("it names no host")
         return dsn
 
     @field_validator("log_directory", mode="before")
@@ -196,8 +194,8 @@ class Settings(ConnectorSettings):
         """The server's name in references: as set, else host and port of the DSN."""
         if self.server or self.dsn is None:
             return self.server
-        parts = urlsplit(self.dsn.get_secret_value())
-        return f"{parts.hostname}:{parts.port or DEFAULT_PORT}"
+        host, port = read_address(self.dsn.get_secret_value(), "dsn").hosts[0]
+        return f"{host.lower()}:{port}"
 
     @property
     def application_name(self) -> str:

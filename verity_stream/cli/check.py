@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verity_sdk.connector_base import BaseConnector, has_check
 from verity_sdk.errors import Denied, Misconfigured, VerityError
+from verity_sdk.postgres_dsn import read_address
 from verity_stream.cli.output import one_line, quiet_logs
 from verity_stream.kafka.clients import kafka_admin, partition_counts
 from verity_stream.kafka.topics import (
@@ -26,11 +27,13 @@ from verity_stream.kafka.topics import (
 )
 from verity_stream.postgres.errors import database_errors
 from verity_stream.postgres.pool import (
+    DSN,
+    POOLED,
     close_pool,
     create_connector_pool,
     create_pool,
     missing_migrations,
-    require_rights,
+    require_usable,
 )
 from verity_stream.postgres.rights import may_migrate
 from verity_stream.redaction import SECRETS
@@ -125,8 +128,11 @@ def validate(findings: Findings) -> tuple[StreamSettings | None, Sequence[Connec
         settings = load_settings()
         SECRETS.add_settings(settings)
         settings.kafka.client_options()
+        address = read_address(settings.database.dsn.get_secret_value(), DSN)
+        findings.warnings += [f"{DSN}: {warning}" for warning in address.warnings]
         findings.good.append("settings of the environment")
     except Misconfigured as error:
+        settings = None  # What is wrong is not connected with.
         findings.add("", error)
     except ValueError as error:
         findings.add("", Misconfigured(str(error)))
@@ -203,7 +209,9 @@ async def _check_database(settings: StreamSettings, findings: Findings) -> None:
     try:
         pool = await create_pool(settings.database)
         try:
-            await require_rights(pool)
+            await require_usable(pool)
+            if pool.is_pooled:
+                findings.warnings.append(f"{DSN}: {POOLED}")
             async with database_errors("migrations"), pool.acquire() as connection:
                 missing = await missing_migrations(connection)
                 may_create = await may_migrate(connection)
