@@ -1,7 +1,7 @@
 """What Postgres answers, as one of the five errors: a table by SQLSTATE and its classes.
 
 The classes are PostgreSQL's own list (appendix A of its manual, `errcodes.txt`), which
-`tests/unit/test_postgres_errors.py` holds the table against. A code that has no row of its own is
+`tests/unit/stream/postgres/test_postgres_errors.py` holds the table against. A code that has no row of its own is
 judged by its class, an unknown class is `Unavailable`; both are shown with their number.
 """
 

@@ -16,7 +16,7 @@ from verity_sdk.errors import Misconfigured
 from verity_sdk.postgres_dsn import PARAMETERS, Address, Use, read_address, secrets_in
 
 SETTING = "VERITY_DATABASE__DSN"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
 
 
 def read(text: str) -> Address:
