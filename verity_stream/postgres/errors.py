@@ -1,8 +1,8 @@
 """What Postgres answers, as one of the five errors: a table by SQLSTATE and its classes.
 
 The classes are PostgreSQL's own list (appendix A of its manual, `errcodes.txt`), which
-`tests/unit/stream/postgres/test_postgres_errors.py` holds the table against. A code that has no row of its own is
-judged by its class, an unknown class is `Unavailable`; both are shown with their number.
+`test_postgres_errors.py` holds the table against. A code that has no row of its own is judged by
+its class, an unknown class is `Unavailable`; both are shown with their number.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ _PARAMETER = Verdict(
 _OF_STATEMENTS = ("03", "09", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "22", "23", "24")
 _OF_OBJECTS = ("27", "2B", "2D", "2F", "34", "38", "39", "3B", "42", "44", "P0", "HV")
 
+READ_ONLY = (
+    "the server is read-only: a standby, or one that was failed over; the next try connects anew, "
+    "and finds the one that takes writes where VERITY_DATABASE__DSN names it (several hosts, or "
+    "the vendor's address for writing)"
+)
+
 VERDICTS: Mapping[str, Verdict] = {
     # Nothing is wrong.
     **dict.fromkeys(("00", "01", "02"), _PASSES),
@@ -51,12 +57,7 @@ VERDICTS: Mapping[str, Verdict] = {
     "08": _PASSES,
     "0A": Verdict(Misconfigured, "the server lacks what Verity needs: PostgreSQL 14 or newer"),
     "25": _PASSES,
-    "25006": Verdict(
-        Unavailable,
-        "the server is read-only, as a standby is, also after a fail-over: if it stays so, "
-        "VERITY_DATABASE__DSN must lead to the primary (several hosts, "
-        "target_session_attrs=read-write)",
-    ),
+    "25006": Verdict(Unavailable, READ_ONLY),
     "26": _POOLER,
     "42P05": _POOLER,
     "28": Verdict(
@@ -109,7 +110,8 @@ _OF_THE_CLIENT: Mapping[type[Exception], Verdict] = {
     asyncpg.exceptions.UnsupportedServerFeatureError: VERDICTS["0A"],
     asyncpg.exceptions.TargetServerAttributeNotMatched: Verdict(
         Unavailable,
-        "none of VERITY_DATABASE__DSN's hosts is what its target_session_attrs asks for",
+        "none of VERITY_DATABASE__DSN's hosts is what its target_session_attrs asks for, read-write "
+        f"where nothing is said: {READ_ONLY}",
     ),
     ssl.SSLError: Verdict(
         Misconfigured,

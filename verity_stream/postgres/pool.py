@@ -16,7 +16,7 @@ import structlog
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.postgres_dsn import Address, read_address, refused_parameter
-from verity_stream.postgres.errors import database_errors
+from verity_stream.postgres.errors import READ_ONLY, database_errors
 from verity_stream.postgres.rights import missing_rights
 from verity_stream.settings import StreamSettings
 from verity_stream.waiting import retry_until_available
@@ -38,11 +38,6 @@ POOLED = (
     "a pooler stands between: Verity's own work needs no session, but settings, locks and prepared "
     "statements that a connector leaves in `db_pool` reach others; if one needs them, give an "
     "address with session pooling, or the server's own"
-)
-READ_ONLY = (
-    "the server is read-only: a standby, or one that was failed over; the next try connects anew, "
-    "and finds the one that takes writes where VERITY_DATABASE__DSN names it (several hosts, or "
-    "the vendor's address for writing)"
 )
 
 

@@ -58,7 +58,7 @@ async def told(error: BaseException) -> Exception:
         ("23505", Misconfigured, "report"),
         ("53300", Unavailable, "VERITY_DATABASE__POOL_SIZE_MAX"),
         ("53100", Unavailable, "disk"),
-        ("25006", Unavailable, "target_session_attrs"),
+        ("25006", Unavailable, "the server is read-only"),
         ("57P01", Unavailable, "57P01"),
         ("57P03", Unavailable, "57P03"),
         ("08006", Unavailable, "08006"),
