@@ -110,8 +110,8 @@ _OF_THE_CLIENT: Mapping[type[Exception], Verdict] = {
     asyncpg.exceptions.UnsupportedServerFeatureError: VERDICTS["0A"],
     asyncpg.exceptions.TargetServerAttributeNotMatched: Verdict(
         Unavailable,
-        "none of VERITY_DATABASE__DSN's hosts is what its target_session_attrs asks for, read-write "
-        f"where nothing is said: {READ_ONLY}",
+        "none of VERITY_DATABASE__DSN's hosts is what its target_session_attrs asks for, "
+        f"read-write where nothing is said: {READ_ONLY}",
     ),
     ssl.SSLError: Verdict(
         Misconfigured,
