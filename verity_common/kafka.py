@@ -81,8 +81,8 @@ class KafkaSettings(BaseModel):
     )
     compression_type: Literal["gzip", "lz4", "zstd", "snappy"] | None = Field(
         default=None,
-        description="Of what is published: `gzip`, or `lz4`, `zstd`, `snappy`, which need the "
-        "package `cramjam`. None if not given.",
+        description="Of what is published: `gzip`, `lz4`, `zstd` or `snappy`; none if not given, "
+        "and then as the topic or the broker says. Any of them is read.",
     )
     client_id: str | None = Field(
         default=None, description="How the brokers call this program in their logs and quotas."
