@@ -420,13 +420,14 @@ TOPIC = TP("verity.events.raw.p", 0)
 
 
 @pytest.fixture
-async def consumer() -> _DrainedConsumer:
+async def consumer() -> AsyncIterator[_DrainedConsumer]:
     app = make_app()
     conductor: Any = app.topics
     conductor._acking_topics.add(TOPIC.topic)
     consumer = app.consumer
     assert isinstance(consumer, _DrainedConsumer)
-    return consumer
+    yield consumer
+    consumer._thread.thread_loop.close()  # Of a thread that is never started.
 
 
 def deliver(consumer: _DrainedConsumer, *offsets: int) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -70,7 +70,7 @@ def test_an_app_is_not_made_with_another_version(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-async def consumer() -> DeliveredOffsetsConsumer:
+async def consumer() -> AsyncIterator[DeliveredOffsetsConsumer]:
     app = make_app()
     conductor: Any = app.topics
     conductor._acking_topics.add(TOPIC)
@@ -81,7 +81,8 @@ async def consumer() -> DeliveredOffsetsConsumer:
         message.incref()
 
     consumer._deliver = deliver
-    return consumer
+    yield consumer
+    consumer._thread.thread_loop.close()  # Of a thread that is never started.
 
 
 def make_message(consumer: Any, offset: int) -> Any:
@@ -392,6 +393,8 @@ async def test_a_fetch_does_not_hold_a_rebalance_up(monkeypatch: pytest.MonkeyPa
     assert thread._create_worker_consumer(None)._fetch_max_wait_ms == fixes.FETCH_WAIT_MS
     assert fixes.FETCH_WAIT_MS <= 250
     assert consumer._isolation_level == "read_committed"
+    await asyncio.sleep(0)  # aiokafka's stop() fails where nothing was awaited before.
+    await consumer.stop()
 
 
 async def test_a_coordinator_says_when_the_group_last_heard_of_it() -> None:
