@@ -45,11 +45,11 @@ class Idle(BaseConnector):
     PLATFORM = "test"
 
     async def stream_audit_events(self, since: Any) -> AsyncIterator[Any]:
-        for event in ():
+        for event in list[Any]():
             yield event
 
     async def snapshot_permissions(self) -> AsyncIterator[Any]:
-        for grant in ():
+        for grant in list[Any]():
             yield grant
 
 
@@ -103,7 +103,7 @@ async def test_a_connector_that_keeps_every_connection_takes_none_of_veritys(
     class Greedy(Idle):
         async def stream_audit_events(self, since: Any) -> AsyncIterator[Any]:
             taken.extend(await take_all(self.db_pool))
-            for event in ():
+            for event in list[Any]():
                 yield event
 
     async def open_and_keep(settings: StreamSettings) -> Pools:
