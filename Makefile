@@ -56,7 +56,7 @@ check: $(STAMP)  ## Lint, formatting, types, dead code, direction of imports, an
 	$(BIN)/ruff format --check .
 	@echo "== mypy"
 	$(BIN)/mypy
-	$(BIN)/mypy tests/unit tests/faults
+	$(BIN)/mypy tests/unit tests/faults tests/sweep
 	@echo "== vulture"
 	$(BIN)/vulture
 	@echo "== import-linter"

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ class Lane:
         if stored is None:
             return 0
         if "plain" in self.tables[connector]["type"]:
-            return max(0, (stored["last_ts"] - STARTED_AT) // SPAN + 1)
+            return max(0, int((stored["last_ts"] - STARTED_AT) // SPAN) + 1)
         cursor = stored["cursor"] or '{"next": 0}'
         cursor = json.loads(cursor) if isinstance(cursor, str) else cursor
         return int(cursor["next"])
@@ -317,15 +318,11 @@ async def zombie_lane(lane: Lane) -> None:
         point = ZOMBIE_POINTS[number % len(ZOMBIE_POINTS)]
         passage = 1 if point in START_POINTS else lane.random.randint(1, 3)
         zombie = lane.start(VERITY_FAILPOINTS=f"{point}=stop@{passage}")
-        await eventually(
-            lambda zombie=zombie: is_frozen(zombie), DEADLINE_SECONDS, lambda: lane.bench.logs()
-        )
+        await eventually(partial(is_frozen, zombie), DEADLINE_SECONDS, lambda: lane.bench.logs())
         heir = lane.start()
         await lane.progress(2)
         zombie.signal(signal.SIGCONT)
-        await eventually(
-            lambda zombie=zombie: is_fenced(zombie), DEADLINE_SECONDS, lambda: lane.bench.logs()
-        )
+        await eventually(partial(is_fenced, zombie), DEADLINE_SECONDS, lambda: lane.bench.logs())
         zombie.kill()
         await lane.progress(1)
         heir.kill()

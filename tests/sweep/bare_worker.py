@@ -15,6 +15,7 @@ import signal
 from dataclasses import replace
 from typing import Any
 
+from verity_stream.kafka.transactions import KafkaPublisher
 from verity_stream.postgres import checkpoints
 from verity_stream.relay import relay, seen_window
 from verity_stream.settings import load_connectors, load_settings
@@ -25,12 +26,12 @@ def plant(name: str) -> None:
     """Break one guarantee on purpose."""
     if name == "no_transaction":
         # Events and checkpoint are sent, but not as one.
-        original = runner.KafkaPublisher
+        original = KafkaPublisher
 
         def without(kafka: Any, **options: Any) -> Any:
             return original(kafka, **{**options, "transactional_id": None})
 
-        runner.KafkaPublisher = without  # type: ignore[assignment,misc]
+        runner.KafkaPublisher = without  # type: ignore[assignment,attr-defined]
     elif name == "checkpoint_first":
         # The position is persisted before its page is published, and believed.
         publish = relay.Relay._publish
@@ -60,13 +61,13 @@ def plant(name: str) -> None:
     elif name == "no_fencing":
         # Every start has a transactional id of its own, and no epoch is compared.
         numbers = itertools.count()
-        original = runner.KafkaPublisher
+        original = KafkaPublisher
 
         def unfenced(kafka: Any, **options: Any) -> Any:
             name = f"{options['transactional_id']}.{os.getpid()}.{next(numbers)}"
             return original(kafka, **{**options, "transactional_id": name})
 
-        runner.KafkaPublisher = unfenced  # type: ignore[assignment,misc]
+        runner.KafkaPublisher = unfenced  # type: ignore[assignment,attr-defined]
 
         async def overwrite(self: Any, checkpoint: Any, *, expected_version: int) -> Any:
             await self._pool.execute(

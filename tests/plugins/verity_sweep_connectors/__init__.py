@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -41,10 +41,13 @@ class Settings(BaseModel, extra="forbid"):
     url: str = ""
 
 
+_Config: TypeAlias = Settings
+
+
 class _Source:
     # Without a PLATFORM of its own: the events' counts, which is that of the lane.
     Settings = Settings
-    config: Settings
+    config: _Config
 
     async def page(self, number: int) -> dict[str, Any]:
         page = page_of(self.config.platform, number)

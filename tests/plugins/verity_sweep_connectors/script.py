@@ -68,7 +68,7 @@ def shows_in_time(platform: str, number: int) -> bool:
 
 def truth_of(platform: str, pages: int) -> tuple[set[str], set[str], set[str]]:
     """The ids of all events, the references of all bad records, the scopes of all gaps."""
-    events, bad, gaps = set(), set(), set()
+    events, bad, gaps = set[str](), set[str](), set[str]()
     for number in range(pages):
         page = page_of(platform, number)
         for item in page["items"]:
