@@ -60,6 +60,7 @@ from verity_stream.records import (
     published_ids_of,
     slot_key,
     snapshot_record,
+    sound_gap,
     start_record,
 )
 from verity_stream.relay.ids import hashes_of
@@ -305,7 +306,11 @@ def test_a_dead_letter_reassembles_to_its_bytes(data: bytes, part_bytes: int) ->
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x00", b'"', b"\\", b"a", b"\xff", "é".encode(), "\u2028".encode(), b"\x7f", b"\n"],
+    [
+        *(b"\x00", b'"', b"\\", b"a", b"\xff", "é".encode(), "\u2028".encode(), b"\x7f", b"\n"),
+        # Text that becomes nearly twice as long, and half as long again.
+        *(b'"' * 19 + b"a", b'"a'),
+    ],
 )
 def test_no_part_is_longer_than_the_broker_takes(data: bytes) -> None:
     """A log file that a crash filled with zeros becomes six times as long as JSON text."""
@@ -334,6 +339,11 @@ def test_the_id_of_a_dead_letter_reads_back_from_its_header(text: str, reference
     assert tuple(headers[name] for name in ids) == letter.ids
 
 
+def test_a_dead_letter_may_come_again_as_long_as_its_event() -> None:
+    assert dead_event(ORIGIN, event(), "too long", 100).occurred_at == AT
+    assert dead_event(ORIGIN, event(occurred_at="soon"), "no time", 100).occurred_at is None
+
+
 @pytest.mark.parametrize("thing", [None, 7, "text", {"a": object()}, object(), [b"\xff"]])
 def test_anything_a_connector_yields_can_be_a_dead_letter(thing: Any) -> None:
     assert whole(dead_event(ORIGIN, thing, "no RawEvent", 5000).records)
@@ -347,6 +357,7 @@ def test_a_dead_letter_is_read_as_it_was_written(data: bytes, reference: str | N
     assert {dead_id for dead_id, _ in read} == set(letter.ids)
     fetched_at = datetime(2026, 2, 3, 4, 5, 6, 7, tzinfo=UTC)
     digest = hashlib.sha256(data).hexdigest()
+    assert letter.ids == (f"{digest}:{reference or ''}",), "also as every older version had it"
     assert [part for _, part in read] == [
         DeadLetter(
             *("acme", "acme-1", "no JSON", reference, fetched_at, len(data), digest),
@@ -428,6 +439,17 @@ def test_a_gap_of_another_shape_is_malformed(change: dict[str, Any]) -> None:
         decode_gap(record._replace(value=orjson.dumps([body])))
     with pytest.raises(Malformed, match="no header `schema`"):
         decode_gap(record._replace(headers=[]))
+
+
+def test_whatever_is_reported_as_a_gap_is_one() -> None:
+    gap = Gap(None, AT, "signIns", "lost")
+    assert sound_gap(gap) == gap
+    odd: Any = replace(gap, from_at="soon")
+    assert sound_gap(odd).reason.startswith("lost (")
+    assert replace(sound_gap(odd), reason="lost") == gap
+    odd = "all of May"
+    assert (sound_gap(odd).from_at, sound_gap(odd).to_at, sound_gap(odd).scope) == (None, None, "*")
+    assert odd in sound_gap(odd).reason
 
 
 # Checkpoints
@@ -548,6 +570,8 @@ def test_a_slot_is_the_same_bytes_on_every_machine() -> None:
     assert value == (
         b"\x01abcd" + (1_000_000).to_bytes(8, "little") + b"\1" + bytes(7) + bytes(7) + b"\x80"
     )
+    # And where it is found, by every version.
+    assert (slot_key("c", 7), ID_KEY_KEY) == (b"c\0" + b"7", b"\0key")
 
 
 @given(st.binary(max_size=60))
@@ -578,8 +602,8 @@ def test_a_slots_key_reads_back_as_it_was(connector_id: str, number: int) -> Non
     "key",
     [
         *(ID_KEY_KEY, b"", b"c", b"c\0", b"c\0x", b"\xff\0" + b"1", b"c\0" + b"9" * 5000),
-        # An empty name; what comes after it would fit no checkpoint; a number of another script.
-        *(b"\0" + b"1", b"c\0%d" % (2**62 + 1), "c\0٣".encode()),
+        # No name; what comes after it would fit no checkpoint; a number to Python only.
+        *(b"\0" + b"1", b"c\0%d" % (2**62 + 1), "c\0٣".encode(), b"c\0-5", b"c\0 5"),
     ],
 )
 def test_what_is_no_slots_key_is_malformed(key: bytes) -> None:

@@ -97,6 +97,12 @@ def test_what_is_behind_may_be_the_page_in_flight_until_it_stands_still(looked_a
     assert verdict is Verdict.IN_FLIGHT
 
 
+def test_what_moves_between_two_looks_is_any_of_the_three_versions() -> None:
+    """By it a page in flight is told from what stands still."""
+    assert views(at(6), at(7), table=at(5)).versions == (5, 7, 6)
+    assert views(None, Malformed("what?")).versions == (None, None, None)
+
+
 def test_a_database_that_is_far_behind_needs_somebody_where_the_policy_is_to_stop() -> None:
     for row in (at(2), at(5)):
         looked_at = views(row, at(7))
