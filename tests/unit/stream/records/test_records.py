@@ -444,7 +444,8 @@ def test_a_gap_of_another_shape_is_malformed(change: dict[str, Any]) -> None:
 def test_whatever_is_reported_as_a_gap_is_one() -> None:
     gap = Gap(None, AT, "signIns", "lost")
     assert sound_gap(gap) == gap
-    odd: Any = replace(gap, from_at="soon")
+    no_time: Any = "soon"
+    odd: Any = replace(gap, from_at=no_time)
     assert sound_gap(odd).reason.startswith("lost (")
     assert replace(sound_gap(odd), reason="lost") == gap
     odd = "all of May"
