@@ -306,5 +306,5 @@ def test_any_value_is_a_duration_or_a_settings_error(value: Any) -> None:
 
 def test_a_codec_that_is_none_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERITY_KAFKA__COMPRESSION_TYPE", "brotli")
-    with pytest.raises(Misconfigured, match="^VERITY_KAFKA__COMPRESSION_TYPE: [^\n]*zstd[^\n]*$"):
+    with pytest.raises(Misconfigured, match=r"^VERITY_KAFKA__COMPRESSION_TYPE: [^\n]*zstd[^\n]*$"):
         load_settings()
