@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Mapping
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from verity_common.kafka import KafkaSettings
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["DatabaseSettings", "KafkaSettings", "VerityConfig"]
 
@@ -59,6 +68,39 @@ class DatabaseSettings(BaseModel):
         return self
 
 
+def _without_service_links(
+    variables: Mapping[str, str | None], settings: Collection[str]
+) -> dict[str, str | None]:
+    """The environment without what Kubernetes adds to every pod of a namespace.
+
+    A Service named `verity-web` gives `VERITY_WEB_PORT=tcp://10.43.12.7:6066`, which would be read
+    as a setting that nobody made. It is known by its value and by its companion
+    `VERITY_WEB_SERVICE_HOST`
+    (kubernetes.io/docs/concepts/services-networking/service, read 2026-11-30).
+
+    Args:
+        variables: As pydantic has them, whatever their case.
+        settings: Variables that would be read, in upper case: only of these is anything said.
+    """
+    names = {name.upper() for name in variables}
+    kept = {}
+    for name, value in variables.items():
+        is_link = (
+            name.upper().endswith("_PORT")
+            and f"{name.upper().removesuffix('_PORT')}_SERVICE_HOST" in names
+            and (value or "").startswith(("tcp://", "udp://", "sctp://"))
+        )
+        if not is_link:
+            kept[name] = value
+        elif name.upper() in settings:
+            logger.warning(
+                "%s is a service link of Kubernetes and not read; the pod's "
+                "`enableServiceLinks: false` keeps such variables out",
+                name.upper(),
+            )
+    return kept
+
+
 class VerityConfig(BaseSettings):
     """The environment's `VERITY_…` variables; two underscores lead into a group.
 
@@ -76,6 +118,21 @@ class VerityConfig(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """As pydantic's, without the service links of Kubernetes."""
+        if isinstance(env_settings, EnvSettingsSource):
+            names = {f"{env_settings.env_prefix}{name}".upper() for name in cls.model_fields}
+            env_settings.env_vars = _without_service_links(env_settings.env_vars, names)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     kafka: KafkaSettings = Field(
         default_factory=KafkaSettings, description="How to reach Kafka: a group of its own."

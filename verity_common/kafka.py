@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,12 +22,14 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS_MAX = 10.0
 """How long a producer may take to send what is left and to close."""
+
+PORT_MAX = 65_535
 
 _BATCH_BYTES = 131_072
 # Key, headers and the frame of a record come on top of its value; below 1 MiB aiokafka's own
@@ -88,6 +92,16 @@ class KafkaSettings(BaseModel):
         default=None, description="How the brokers call this program in their logs and quotas."
     )
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _check_servers(cls, servers: str) -> str:
+        """Named here: the client would raise a bare ValueError, and only as it starts."""
+        named = [server.strip() for server in servers.split(",") if server.strip()]
+        if not named or not all(map(_is_address, named)):
+            # Not the text: somebody may have put a password into it.
+            raise ValueError("each must be host:port, with a port from 1 to 65535, and no scheme")
+        return servers
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self._is_sasl and (self.sasl_username is None or self.sasl_password is None):
@@ -128,6 +142,17 @@ class KafkaSettings(BaseModel):
             raise ValueError(
                 f"VERITY_KAFKA__SSL_CAFILE: {self.ssl_cafile} can't be used: {error}"
             ) from error
+
+
+def _is_address(server: str) -> bool:
+    """Whether this is `host:port`, or a host alone; an IPv6 address with a port is in brackets."""
+    if server.count(":") > 1 and not server.startswith("["):
+        try:
+            return ipaddress.ip_address(server).version == 6
+        except ValueError:
+            return False
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?", server)
+    return found is not None and 1 <= int(found[2] or 1) <= PORT_MAX
 
 
 def insync_replicas(replication_factor: int) -> int:

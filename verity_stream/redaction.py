@@ -1,7 +1,9 @@
-"""Secrets that stay secret: the net below errors that are written so that they carry none."""
+"""Secrets that stay secret, the net below errors that carry none; and what a terminal can show."""
 
 from __future__ import annotations
 
+import io
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +44,7 @@ class Secrets:
     def add_references(self, path: Path) -> None:
         """Hide what `env:` and `file:` in the file of connectors refer to."""
         try:
-            document = tomllib.loads(path.read_text("utf-8"))
+            document = tomllib.loads(path.read_text("utf-8-sig"))
         except (OSError, ValueError):
             return  # The command says so itself.
         for text in _strings(document):
@@ -60,6 +62,13 @@ class Secrets:
 
 SECRETS = Secrets()
 """Of this process: a command line runs one command."""
+
+
+def escape_what_can_not_be_shown() -> None:
+    """Let a terminal that is not UTF-8 get escapes where it lacks a character, and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _passwords(value: str) -> Iterator[str]:

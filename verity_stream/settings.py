@@ -265,7 +265,7 @@ def load_connectors(path: Path) -> list[ConnectorSpec]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise Misconfigured(f"VERITY_CONFIG: no file {path}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -360,7 +360,7 @@ def resolve_secrets(value: Any, where: str, faults: list[str]) -> Any:
         return os.environ.get(name, "")
     if colon and kind == "file":
         try:
-            return Path(name).read_text("utf-8").rstrip("\r\n")
+            return Path(name).read_text("utf-8-sig").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             faults.append(f"{where}: the file {name} can't be read: {reason}")

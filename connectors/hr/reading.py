@@ -239,7 +239,7 @@ class TokenFile:
 
     def _read(self) -> str:
         try:
-            token = self._path.read_text("utf-8").strip()
+            token = self._path.read_text("utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise Denied(f"access_token_file {self._path} can't be read: {reason}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,3 +76,17 @@ async def test_a_group_of_somebody_else(
                 await stranger.getmany(timeout_ms=100)
             assert await waiting == 2
         assert_said(worker, "VERITY_APP_ID")
+
+
+async def test_a_port_that_is_taken_on_a_terminal_that_is_ascii(
+    narrow: Stack, tmp_path: Path
+) -> None:
+    """Not the group's, but the same end: one line, whatever the terminal can show."""
+    with bench_on(narrow, tmp_path) as bench, socket.create_server(("127.0.0.1", 0)) as taken:
+        worker = bench.worker(PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+        worker.kill()
+        worker.web_port = taken.getsockname()[1]
+        worker.start(PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+        assert await ended(worker) == 1
+        assert_said(worker, str(worker.web_port))
+        assert "UnicodeEncodeError" not in worker.log

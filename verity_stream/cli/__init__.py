@@ -9,7 +9,7 @@ import click
 
 from verity_sdk.errors import Misconfigured, VerityError
 from verity_stream.cli.output import one_line
-from verity_stream.redaction import SECRETS
+from verity_stream.redaction import SECRETS, escape_what_can_not_be_shown
 
 CONFIGURATION = 2
 FAILED = 1
@@ -59,6 +59,11 @@ class VerityGroup(click.Group):
             )
         return command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line on any terminal."""
+        escape_what_can_not_be_shown()
+        return super().main(*args, **kwargs)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the command; exit with 2 for a wrong configuration, 1 for the other errors."""
         try:
@@ -68,6 +73,12 @@ class VerityGroup(click.Group):
             for line in lines:
                 click.echo(f"Error: {SECRETS.hide(one_line(line))}", err=True)
             context.exit(CONFIGURATION if isinstance(error, Misconfigured) else FAILED)
+        except BrokenPipeError:
+            raise  # Whoever read has gone; click ends without a word.
+        except OSError as error:
+            # A folder that is read-only, a full disk: the error names the place.
+            click.echo(f"Error: {SECRETS.hide(one_line(error))}", err=True)
+            context.exit(FAILED)
 
 
 def _load(name: str) -> click.Command | None:

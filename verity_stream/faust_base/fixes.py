@@ -25,10 +25,11 @@ from faust.types import TP
 from faust.types.tuples import ack_lock
 from faust.web.base import BlueprintManager
 
-from verity_sdk.errors import Misconfigured, VerityError
+from verity_sdk.errors import Misconfigured, Unavailable, VerityError
 from verity_stream.faust_base import log_limits
 from verity_stream.faust_base.group import coordinator_of, note_heartbeats
 from verity_stream.kafka.errors import as_verity_error
+from verity_stream.redaction import escape_what_can_not_be_shown
 from verity_stream.waiting import contained
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,10 @@ class SeekFirstTableManager(TableManager):
         return cast(SeekFirstRecovery, self._recovery)
 
 
+_TOLD = (VerityError, KafkaError, OSError)
+"""What ends a worker in one line."""
+
+
 class QuietWorker(faust.Worker):
     """A worker process that leaves logging alone and whose exit code says who must act.
 
@@ -275,6 +280,7 @@ class QuietWorker(faust.Worker):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        escape_what_can_not_be_shown()  # Faust's banner is not ASCII.
         # Somebody who configured no logging at all, as a downstream app may, gets Faust's.
         is_configured = bool(logging.getLogger().handlers)
         super().__init__(*args, **{**kwargs, "override_logging": not is_configured})
@@ -293,18 +299,20 @@ class QuietWorker(faust.Worker):
         """Run until stopped; one of our own errors becomes one line and the exit code."""
         try:
             await super().start()
-        except VerityError as error:
+        except _TOLD as error:
             self._end_with(error)
 
     def _crash(self, reason: BaseException) -> None:
         is_first = not self.crashed
         super()._crash(reason)
-        if isinstance(reason, VerityError | KafkaError):
+        if isinstance(reason, _TOLD):
             self.crash_reason = None  # mode would raise it once more, as a traceback.
             if is_first:
-                self._end_with(as_verity_error(reason))
+                self._end_with(reason)
 
-    def _end_with(self, error: VerityError) -> None:
+    def _end_with(self, reason: Exception) -> None:
+        # An OSError is the web server's: its port is taken, or not ours to take.
+        error = Unavailable(str(reason)) if isinstance(reason, OSError) else as_verity_error(reason)
         logger.critical("%s", error)
         is_misconfigured = isinstance(error, Misconfigured)
         self._exit_code = EXIT_MISCONFIGURED if is_misconfigured else EXIT_UNAVAILABLE
