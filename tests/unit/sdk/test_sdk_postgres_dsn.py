@@ -33,7 +33,7 @@ def tried(text: str) -> tuple[Address | None, str]:
 
 def as_asyncpg_reads(address: Address) -> tuple[object, object]:
     """What asyncpg itself makes of it: places, and everything else."""
-    return _parse_connect_dsn_and_args(
+    found: tuple[object, object] = _parse_connect_dsn_and_args(
         dsn=address.dsn,
         host=None,
         port=None,
@@ -50,6 +50,7 @@ def as_asyncpg_reads(address: Address) -> tuple[object, object]:
         krbsrvname=None,
         gsslib=None,
     )
+    return found
 
 
 # Each as the vendor's documentation has it, read on 2026-11-30; names and passwords are ours.
