@@ -25,6 +25,8 @@ from verity_stream.records import (
     CHECKPOINTS_TOPIC,
     GAPS_TOPIC,
     ID_KEY_KEY,
+    IDS_TOPIC,
+    KINDS,
     POSITION,
     Checkpoint,
     DeadLetter,
@@ -42,6 +44,7 @@ from verity_stream.records import (
     checkpoint_record,
     dead_event,
     dead_record,
+    dead_topic,
     decode_checkpoint,
     decode_checkpoint_record,
     decode_dead_part,
@@ -55,9 +58,11 @@ from verity_stream.records import (
     grant_body,
     newer_checkpoint,
     original,
+    permissions_topic,
     position_of_row,
     position_row,
     published_ids_of,
+    raw_topic,
     slot_key,
     snapshot_record,
     sound_gap,
@@ -123,6 +128,24 @@ def whole(records: list[Record]) -> bytes:
     assert body["size_bytes"] == len(data)
     assert body["sha256"] == hashlib.sha256(data).hexdigest()
     return data
+
+
+# Names
+
+
+def test_the_names_that_consumers_know_stay_what_they_are() -> None:
+    assert (
+        *("verity.connector.checkpoints", "verity.connector.gaps", "verity.connector.ids"),
+    ) == (CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC)
+    assert (raw_topic("acme"), dead_topic("acme"), permissions_topic("acme")) == (
+        *("verity.events.raw.acme", "verity.events.dead.acme", "verity.permissions.raw.acme"),
+    )
+    # What `verity verify --deep` counts: of another name it would pass over it.
+    assert KINDS == {"raw_event/1": "event", "dead_letter/1": "dead", "gap/1": "gap"}
+    assert ORIGIN.headers("gap/1") == [
+        *(("connector_id", b"acme-1"), ("schema", b"gap/1")),
+        ("fetched_at", b"2026-02-03T04:05:06.000007Z"),
+    ]
 
 
 # Raw events
