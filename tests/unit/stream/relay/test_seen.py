@@ -96,9 +96,11 @@ def test_pages_of_one_slot_are_kept_as_long_as_the_newest_of_them() -> None:
     published(window, [2], at(30))
     seen = log.take(window)
     assert len(log.slots) == 1
-    window.forget_before(at(20))
-    assert 2 in window
-    assert 2 in log.restored(SeenWindow(100), seen, at(20))
+    window.forget_before(at(30))
+    assert 2 in window, "what is asked for from then on may bring it again"
+    assert 2 in log.restored(SeenWindow(100), seen, at(30))
+    window.forget_before(at(31))
+    assert len(window) == 0, "it is not kept for ever for having been looked at too early"
 
 
 def test_an_event_dated_far_ahead_pins_only_itself() -> None:
@@ -141,6 +143,9 @@ def test_at_the_bound_no_more_is_forgotten_than_has_to_be() -> None:
         assert published(window, [number], at(number * 2 * SPAN)) == 0
     assert published(window, [6, 7, 8], at(20 * SPAN)) == 3
     assert [number in window for number in range(1, 9)] == [False] * 3 + [True] * 5
+    # What is gone already holds nothing back.
+    window.forget_before(at(19 * SPAN))
+    assert [number in window for number in range(1, 9)] == [False] * 5 + [True] * 3
 
 
 def test_the_newest_page_is_never_forgotten_whatever_its_size() -> None:
