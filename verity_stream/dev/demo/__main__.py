@@ -20,6 +20,7 @@ from verity_stream.dev.demo.scenario import KAFKA_SETTINGS, DemoFailed, Scenario
 from verity_stream.dev.demo.show import Progress
 from verity_stream.dev.demo.workers import WorkerDied, kill_left_behind
 from verity_stream.dev.stack import Stack, StackError
+from verity_stream.redaction import escape_what_can_not_be_shown
 
 DIFFERED = 1
 INTERRUPTED = 130
@@ -42,6 +43,7 @@ def main(directory: Path, keep: bool) -> None:
     last lines claim was found to be true; 1: it was not, and they say what.
     """
     quiet_logs()
+    escape_what_can_not_be_shown()
     signal.signal(signal.SIGTERM, _interrupt)
     progress = Progress()
     stack: Stack | None = None
