@@ -1246,3 +1246,15 @@ async def test_halted_within_the_last_page_it_ends_without_another_wait() -> Non
     relays.append(world.relay(Script(hook)))
     await asyncio.wait_for(relays[0].run(), 10)
     assert relays[0].checkpoint.version == 2
+
+
+async def test_a_cursor_longer_than_a_record_is_named_and_nothing_of_its_page_is_visible() -> None:
+    """The broker's refusal named two settings, and following it changed nothing."""
+    world = World("cursor")
+    await run_pages(world, page(cursor={"next": 1}))
+    with pytest.raises(Misconfigured, match=r"cursor of 1200\d+ bytes") as caught:
+        await run_pages(world, page(event(1, 1), cursor={"known": "x" * 1_200_000}))
+    assert "message.max.bytes" not in str(caught.value)
+    assert world.store.rows[CONNECTOR].cursor == {"next": 1}
+    assert world.published_ids() == []
+    assert len(world.broker.commits) == 1

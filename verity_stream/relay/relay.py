@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, cast
 
+import orjson
 import structlog
 
 from verity_sdk.errors import Fenced, Malformed, Misconfigured, Unavailable
@@ -40,6 +41,7 @@ from verity_stream.records import (
     EventEncoder,
     Origin,
     PageSummary,
+    Record,
     Seen,
     SeenInTopics,
     checkpoint_record,
@@ -484,12 +486,29 @@ class Relay:
             offsets = await transaction.send(builder.page)
             passing("after_publish")
             record = checkpoint_record(builder.origin, after, replace(summary, offsets=offsets))
+            self._require_room(record, after)
             # The ids that the checkpoint tells of are there before it, and those that an older one
             # tells of are gone after it.
             checkpoint = record._replace(partition=own)
             await transaction.send_in_order([*written, checkpoint, *gone])
         self._status.commit_seconds.observe([time() - began])
         return after
+
+    def _require_room(self, record: Record, after: Checkpoint) -> None:
+        """Raise Misconfigured where the cursor is longer than a record may be.
+
+        The broker would refuse it, too, but can't say whose record it was.
+        """
+        bytes_max = self._settings.kafka.max_record_bytes
+        if len(record.value or b"") <= bytes_max:
+            return
+        cursor_bytes = len(orjson.dumps(after.cursor))
+        if cursor_bytes > bytes_max:
+            raise Misconfigured(
+                f"the connector's cursor of {cursor_bytes} bytes is longer than a record may be "
+                f"(VERITY_KAFKA__MAX_RECORD_BYTES={bytes_max}): a cursor is a position, not what "
+                "was read; this is a bug of the connector"
+            )
 
     @asynccontextmanager
     async def _transaction(self, *last_topics: str) -> AsyncIterator[Transaction]:
