@@ -53,21 +53,22 @@ def as_asyncpg_reads(address: Address) -> tuple[object, object]:
     return found
 
 
-# Each as the vendor's documentation has it, read on 2026-11-30; names and passwords are ours.
+# As vendors hand them out; names and passwords are ours. "read": in the named page, as stored on
+# 2026-11-30. "known": the form in use, its page not looked at again.
 HANDED_OUT = {
-    # neon.com/faqs/connect-application-using-connection-string
+    # read: neon.com/faqs/connect-application-using-connection-string
     "neon": (
         "postgresql://alex:AbC123dEf@ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech/"
         "dbname?sslmode=require&channel_binding=require",
         ("alex", "AbC123dEf", "dbname", "ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech"),
     ),
-    # neon.com/docs/connect/connection-errors: for clients without SNI
+    # known: neon.com/docs/connect/connection-errors, for clients without SNI
     "neon, endpoint": (
         "postgresql://alex:AbC123dEf@ep-cool.us-east-2.aws.neon.tech/dbname"
         "?sslmode=require&options=endpoint%3Dep-cool",
         ("alex", "AbC123dEf", "dbname", "ep-cool.us-east-2.aws.neon.tech"),
     ),
-    # supabase.com/docs/guides/database/connecting-to-postgres, and its page for Prisma
+    # read: supabase.com/docs/guides/database/connecting-to-postgres; known: pgbouncer=true
     "supabase, transaction": (
         "postgres://postgres.apbkobhfnmcqqzqeeqss:s3cr-et@aws-0-eu-west-1.pooler.supabase.com:6543/"
         "postgres?pgbouncer=true",
@@ -79,32 +80,33 @@ HANDED_OUT = {
         ),
     ),
     # learn.microsoft.com, flexible server, Connect: psql
+    # known: the portal's form for psql; read: its ports, in learn.microsoft.com's training
     "azure, psql": (
         r"host=shop.postgres.database.azure.com port=5432 dbname=postgres user=boss "
         r"password='it\'s a \\' sslmode=require",
         ("boss", "it's a \\", "postgres", "shop.postgres.database.azure.com"),
     ),
-    # devcenter.heroku.com/articles/heroku-postgresql: DATABASE_URL
+    # known: devcenter.heroku.com/articles/heroku-postgresql, DATABASE_URL
     "heroku": (
         "postgres://u1:p1@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1?sslmode=require",
         ("u1", "p1", "d1", "ec2-1-2-3-4.compute-1.amazonaws.com"),
     ),
-    # cloud.google.com/sql/docs/postgres/connect-run: the folder of the socket
+    # read: the folder of the socket in cloud.google.com/sql/docs/postgres/samples; known: as a URI
     "cloud sql": (
         "postgresql://app:pw@/shop?host=/cloudsql/project:europe-west1:instance",
         ("app", "pw", "shop", "/cloudsql/project:europe-west1:instance/.s.PGSQL.5432"),
     ),
-    # aiven.io/docs/products/postgresql/howto/connect-psql: the service URI
+    # read: sslmode in aiven.io/developer/query-a-postgresql-database; known: the service URI
     "aiven": (
         "postgres://avnadmin:pw@pg-1.aivencloud.com:12691/defaultdb?sslmode=require",
         ("avnadmin", "pw", "defaultdb", "pg-1.aivencloud.com"),
     ),
-    # docs.crunchybridge.com/how-to/connect: no parameters
+    # known: docs.crunchybridge.com/how-to/connect, no parameters
     "crunchy": (
         "postgres://application:pw@p.abcdefgh.db.postgresbridge.com:5432/postgres",
         ("application", "pw", "postgres", "p.abcdefgh.db.postgresbridge.com"),
     ),
-    # docs.sliplane.io: the machine's roots
+    # read: docs.sliplane.io/databases/getting-started: the machine's roots
     "system roots": (
         "postgres://jonas:pw@x.sliplane.app:1234/mydb?sslmode=verify-full&sslrootcert=system",
         ("jonas", "pw", "mydb", "x.sliplane.app"),
