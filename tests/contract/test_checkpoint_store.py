@@ -12,7 +12,7 @@ import pytest
 from contract.streams import AT, new_name
 from faults.memory import MemoryCheckpoints, Script
 from hypothesis import example, given, settings
-from unit.test_cursors import CURSORS
+from unit.stream.relay.test_cursors import CURSORS
 
 from verity_common.config import DatabaseSettings
 from verity_sdk.errors import Misconfigured, Unavailable

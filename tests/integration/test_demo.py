@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.postgres.log_lines import Context
+from connectors.postgres.log_lines import LogContext
 from verity_stream.dev.demo.proof import Copies, Proof, events_in_log, statement_lines
 from verity_stream.dev.demo.show import who_may_do_what
 from verity_stream.records import Checkpoint, Seen
@@ -123,7 +123,7 @@ def test_a_statement_over_several_tables_is_one_line() -> None:
 def test_a_line_of_the_log_that_is_not_understood_fails_the_count(tmp_path: Path) -> None:
     (tmp_path / "postgresql-1.json").write_bytes(b"not json\n")
     with pytest.raises(ValueError, match=r"postgresql-1.json, line 1"):
-        events_in_log(tmp_path, Context(server="s", system_identifier="7"))
+        events_in_log(tmp_path, LogContext(server="s", system_identifier="7"))
 
 
 def test_the_table_of_permissions_leaves_out_what_belongs_to_the_server() -> None:
