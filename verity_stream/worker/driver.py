@@ -18,6 +18,9 @@ from verity_stream.waiting import contained
 logger = logging.getLogger(__name__)
 
 RECONCILE_SECONDS_MAX = 30.0
+RECONCILE_AWAITED_SECONDS = 1.0
+"""A tick waits no longer for it: the next one may find that the group does not hear of the worker,
+and what a slow reconcile would start then is to be held."""
 REVOKE_SECONDS_MAX = 5.0
 """Awaited while the whole group waits: well below the rebalance timeout."""
 STOP_RUNNER_SECONDS_MAX = 5.0
@@ -163,7 +166,7 @@ class Driver:
             logger.error("No assignment came within %g s: stopping all", REBALANCE_SECONDS_MAX)
             await self._revoke()
         if self._reconciling is None or self._reconciling.done():
-            await self._reconcile()
+            await self._reconcile(RECONCILE_AWAITED_SECONDS)
 
     async def stop(self) -> None:
         """Stop the runner, within 5 s; nothing is called after it."""
@@ -199,13 +202,13 @@ class Driver:
         if self._runner is not None:
             await contained(self._runner.revoke(), "Stopping what ran", REVOKE_SECONDS_MAX)
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, awaited_seconds: float | None = None) -> None:
         if self._runner is None:
             return
         self._reconciling = asyncio.create_task(
             contained(self._runner.reconcile(), "reconcile", RECONCILE_SECONDS_MAX)
         )
-        await asyncio.wait({self._reconciling})
+        await asyncio.wait({self._reconciling}, timeout=awaited_seconds)
 
 
 async def _cancel(task: asyncio.Task[Any] | None) -> None:

@@ -308,3 +308,16 @@ async def test_reconcile_never_overlaps_itself() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
     assert called(runner)[5:] == ["done", "reconcile", "done"]
+
+
+async def test_a_slow_look_keeps_nobody_from_holding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick waited for its reconcile, and that for a broker: meanwhile nobody asked the group."""
+    monkeypatch.setattr(driver_module, "RECONCILE_AWAITED_SECONDS", 0.01)
+    driver, runner = await started()
+    await play(driver, "rebalance revoked one")
+    runner.calls.clear()
+    runner.slow["reconcile"] = 5.0
+    async with asyncio.timeout(2):
+        await play(driver, "tick lost")
+    assert runner.calls == ["reconcile", ("hold", True)]
+    await driver.stop()
