@@ -163,7 +163,7 @@ async def install(bench: Bench, recorded: dict[str, Any]) -> None:
             "(name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
         for name in recorded["migrations"]:
-            sql = (files("verity_stream") / "migrations" / name).read_text("utf-8")
+            sql = (files("verity_stream.postgres") / "migrations" / name).read_text("utf-8")
             await connection.execute(sql)
             await connection.execute("INSERT INTO verity_migrations (name) VALUES ($1)", name)
         for row in recorded["rows"]:

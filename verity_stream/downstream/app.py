@@ -293,7 +293,7 @@ class DownstreamApp(VerityApp):
                 failure,
             )
             # The root of all services: the process ends with exit code 1.
-            await self.crash(failure)
+            await self.crash(Unavailable(f"a dead letter can't be published: {failure!r}"))
             return False
         return True
 

@@ -230,18 +230,24 @@ def test_what_is_no_address_is_said_in_one_line_without_a_secret(
 PASSWORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
-@given(PASSWORDS)
-def test_any_password_arrives_whole_in_both_forms_and_is_known_as_secret(password: str) -> None:
+def forms_with(password: str) -> list[str]:
     escaped = password.replace("\\", "\\\\").replace("'", "\\'")
-    for text in (
+    return [
         f"postgresql://u:{quote(password, safe='')}@h/d",
         f"postgresql://h/d?user=u&password={quote(password, safe='')}",
         f"host=h user=u dbname=d password='{escaped}'",
-    ):
+    ]
+
+
+@given(PASSWORDS)
+def test_any_password_arrives_whole_in_both_forms_and_is_known_as_secret(password: str) -> None:
+    for text in forms_with(password):
         _, parameters = as_asyncpg_reads(read(text))
         assert parameters.password == password  # type: ignore[attr-defined]
         assert password in set(secrets_in(text))
-        assert password not in repr(read(text)) or len(password) < 4
+    # Behind a mark: a short one may be a part of any word, as `Fals` is.
+    for text in forms_with(f"~~{password}"):
+        assert "~~" not in repr(read(text))
 
 
 @given(
