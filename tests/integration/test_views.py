@@ -18,15 +18,7 @@ import orjson
 import pytest
 from stack_fixtures import StackFactory
 from verity_test_connectors import sequence
-from workers import (
-    Bench,
-    Worker,
-    delete_topics,
-    eventually,
-    killing,
-    make_bench,
-    metric,
-)
+from workers import Bench, Worker, delete_topics, eventually, killing, make_bench, metric
 
 from verity_common.config import DatabaseSettings
 from verity_stream.postgres.checkpoints import Persisted, PostgresCheckpoints, Provenance

@@ -22,12 +22,7 @@ from verity_sdk.errors import VerityError
 from verity_sdk.times import parse_utc
 from verity_stream.kafka.committed import CommittedReader
 from verity_stream.postgres.controls import Controls
-from verity_stream.records import (
-    CHECKPOINTS_TOPIC,
-    IDS_TOPIC,
-    Checkpoint,
-    raw_topic,
-)
+from verity_stream.records import CHECKPOINTS_TOPIC, IDS_TOPIC, Checkpoint, raw_topic
 from verity_stream.relay import start
 
 if TYPE_CHECKING:

@@ -21,10 +21,7 @@ from zlib import crc32
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.partitioner import murmur2
-from aiokafka.producer.transaction_manager import (
-    TransactionManager,
-    TransactionResult,
-)
+from aiokafka.producer.transaction_manager import TransactionManager, TransactionResult
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndTimestamp
 

@@ -35,13 +35,7 @@ from verity_sdk.errors import VerityError
 from verity_stream.kafka.clients import Clients
 from verity_stream.kafka.partitions import partition_for
 from verity_stream.postgres.pool import Pools
-from verity_stream.records import (
-    CHECKPOINTS_TOPIC,
-    GAPS_TOPIC,
-    IDS_TOPIC,
-    dead_topic,
-    raw_topic,
-)
+from verity_stream.records import CHECKPOINTS_TOPIC, GAPS_TOPIC, IDS_TOPIC, dead_topic, raw_topic
 from verity_stream.settings import ConnectorOptions, ConnectorSpec, StreamSettings
 from verity_stream.worker.driver import Driver
 from verity_stream.worker.runner import ConnectorRunner

@@ -38,12 +38,7 @@ from verity_stream.postgres.pool import (
 from verity_stream.postgres.rights import may_migrate
 from verity_stream.redaction import SECRETS
 from verity_stream.relay.sources import PublishedByTheRelay
-from verity_stream.settings import (
-    ConnectorSpec,
-    StreamSettings,
-    load_connectors,
-    load_settings,
-)
+from verity_stream.settings import ConnectorSpec, StreamSettings, load_connectors, load_settings
 
 CONFIGURATION = 2
 UNREACHABLE = 1

@@ -35,9 +35,7 @@ from verity_stream.postgres.checkpoints import PostgresCheckpoints
 from verity_stream.postgres.errors import database_errors
 from verity_stream.postgres.reports import Reports
 from verity_stream.redaction import SECRETS
-from verity_stream.settings import (
-    ConnectorSpec,
-)
+from verity_stream.settings import ConnectorSpec
 from verity_stream.status import METRICS, Kind, Status, columns_of, utc_now
 
 SHOWN = {name: metric for name, metric in METRICS.items() if metric.title is not None}

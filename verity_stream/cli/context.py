@@ -17,16 +17,9 @@ from verity_sdk.errors import Malformed, Misconfigured
 from verity_sdk.times import format_utc, parse_utc
 from verity_stream.cli.output import quiet_logs
 from verity_stream.postgres import pool as database
-from verity_stream.records import (
-    Checkpoint,
-)
+from verity_stream.records import Checkpoint
 from verity_stream.redaction import SECRETS
-from verity_stream.settings import (
-    ConnectorSpec,
-    StreamSettings,
-    load_connectors,
-    load_settings,
-)
+from verity_stream.settings import ConnectorSpec, StreamSettings, load_connectors, load_settings
 
 T = TypeVar("T")
 

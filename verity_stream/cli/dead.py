@@ -26,13 +26,7 @@ from verity_stream.cli.context import (
 from verity_stream.cli.output import hidden, new_console, new_table, plain, say_not_understood
 from verity_stream.kafka.clients import partition_counts
 from verity_stream.kafka.committed import CommittedReader
-from verity_stream.records import (
-    DeadLetter,
-    NotUnderstood,
-    dead_topic,
-    decode_dead_part,
-    header,
-)
+from verity_stream.records import DeadLetter, NotUnderstood, dead_topic, decode_dead_part, header
 
 
 @click.group()

@@ -21,11 +21,7 @@ from verity_stream.cli.context import (
 )
 from verity_stream.cli.output import hidden, new_console, print_table, say_not_understood
 from verity_stream.kafka.committed import CommittedReader
-from verity_stream.records import (
-    GAPS_TOPIC,
-    NotUnderstood,
-    decode_gap,
-)
+from verity_stream.records import GAPS_TOPIC, NotUnderstood, decode_gap
 
 
 @click.command()
@@ -54,9 +50,6 @@ def gaps(
         show_gaps(found)
     else:
         click.echo("No gaps are recorded.")
-
-
-# Reading.
 
 
 async def read_gaps(kafka: KafkaSettings) -> tuple[list[dict[str, Any]], list[NotUnderstood]]:

@@ -12,12 +12,7 @@ reads, `verity_agent` turns a function of one event into an agent. What they gua
 4. What can be neither processed nor put there stops the worker (exit code 1), uncommitted.
 """
 
-from verity_stream.downstream.app import (
-    DownstreamApp,
-    create_app,
-    guarded,
-    verity_agent,
-)
+from verity_stream.downstream.app import DownstreamApp, create_app, guarded, verity_agent
 from verity_stream.downstream.topics import (
     agents_dead_topic,
     dead_topic,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import (
-    Callable,
-)
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,6 @@ from verity_stream.records import (
     decode_event,
     decode_permission,
 )
-
-# Topics.
 
 
 def raw_topic(app: faust.App, platform: str) -> Any:

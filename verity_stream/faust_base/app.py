@@ -1,9 +1,4 @@
-"""The Faust application: placement, the checkpoint mirror, and the worker's lifecycle.
-
-Faust does here what it is good for: a consumer group gives each worker its partitions, an agent
-mirrors the checkpoints into a table, timers tick, a small web server answers. What is published,
-and where a connector stands, is the relay's business, behind the `Runner`.
-"""
+"""What workers and downstream apps share: a broker that answers, health, a group that refuses."""
 
 from __future__ import annotations
 
@@ -15,10 +10,7 @@ import orjson
 from faust.web import Request, Response, View
 
 from verity_sdk.errors import Unavailable
-from verity_stream.faust_base.fixes import (
-    FixedApp,
-    check_versions,
-)
+from verity_stream.faust_base.fixes import FixedApp, check_versions
 from verity_stream.faust_base.group import refusal
 from verity_stream.faust_base.options import servers
 from verity_stream.kafka.clients import kafka_admin

@@ -10,10 +10,7 @@ import faust
 import faust.assignor
 
 from verity_sdk.errors import Misconfigured
-from verity_stream.faust_base.fixes import (
-    QuietWorker,
-    SeekFirstTableManager,
-)
+from verity_stream.faust_base.fixes import QuietWorker, SeekFirstTableManager
 from verity_stream.settings import StreamSettings
 
 REBALANCE_TIMEOUT_SECONDS = 30.0

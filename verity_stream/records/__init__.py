@@ -40,17 +40,8 @@ from verity_stream.records.dead_letters import (
     decode_dead_part,
     original,
 )
-from verity_stream.records.events import (
-    EncodedEvent,
-    EventEncoder,
-    decode_event,
-)
-from verity_stream.records.gaps import (
-    claims_to_be_a_gap,
-    decode_gap,
-    gap_record,
-    sound_gap,
-)
+from verity_stream.records.events import EncodedEvent, EventEncoder, decode_event
+from verity_stream.records.gaps import claims_to_be_a_gap, decode_gap, gap_record, sound_gap
 from verity_stream.records.ids import (
     ID_HEADERS,
     ID_KEY_KEY,

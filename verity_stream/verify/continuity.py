@@ -8,18 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from verity_stream.records import (
-    CheckpointRecord,
-    Kind,
-    Partition,
-)
+from verity_stream.records import CheckpointRecord, Kind, Partition
 
 SAMPLES_MAX = 10
 """How many repeats, orphans or wrong pages are named; all are counted."""
 Delivery = Literal["exactly_once", "at_least_once"]
-
-
-# Continuity.
 
 
 @dataclass(frozen=True, slots=True)

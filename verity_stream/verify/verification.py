@@ -29,8 +29,6 @@ from verity_stream.settings import StreamSettings
 from verity_stream.verify.continuity import Continuity, Proof
 from verity_stream.verify.views import Finding, Verdict, Views, judge
 
-# Reading.
-
 
 @dataclass(slots=True)
 class Report:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from verity_sdk.errors import Malformed
-from verity_stream.records import (
-    Checkpoint,
-)
+from verity_stream.records import Checkpoint
 
 Policy = Literal["kafka_wins", "stop"]
 

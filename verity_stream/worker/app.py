@@ -1,4 +1,9 @@
-"""The app that runs connectors: a runner that follows the assignment, watched, with its pages."""
+"""The app that runs connectors: a runner that follows the assignment, watched, with its pages.
+
+Faust does here what it is good for: a consumer group gives each worker its partitions, an agent
+mirrors the checkpoints into a table, timers tick, a small web server answers. What is published,
+and where a connector stands, is the relay's business, behind the `Runner`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,7 @@ from faust.types import TP
 
 from verity_sdk.errors import Malformed
 from verity_stream.faust_base.app import VerityApp
-from verity_stream.faust_base.fixes import (
-    add_timer,
-    partitions_of,
-)
+from verity_stream.faust_base.fixes import add_timer, partitions_of
 from verity_stream.faust_base.group import has_topic, is_group_member, is_in_group
 from verity_stream.faust_base.options import faust_options, servers
 from verity_stream.kafka.partitions import partition_for
@@ -24,11 +26,7 @@ from verity_stream.settings import StreamSettings
 from verity_stream.waiting import retry_until_available
 from verity_stream.worker import metrics
 from verity_stream.worker.assignor import EvenAssignor
-from verity_stream.worker.driver import (
-    RECONCILE_SECONDS_MAX,
-    Driver,
-    Runner,
-)
+from verity_stream.worker.driver import RECONCILE_SECONDS_MAX, Driver, Runner
 from verity_stream.worker.mirror import mirror_event
 from verity_stream.worker.watchdog import StandstillLimits, Watchdog
 

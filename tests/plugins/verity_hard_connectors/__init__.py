@@ -15,14 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from verity_sdk import (
-    BaseConnector,
-    Page,
-    PagedConnector,
-    PermissionSnapshot,
-    Position,
-    RawEvent,
-)
+from verity_sdk import BaseConnector, Page, PagedConnector, PermissionSnapshot, Position, RawEvent
 
 STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 

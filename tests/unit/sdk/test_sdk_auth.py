@@ -17,12 +17,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from connectors._azure.credential import explained
-from verity_sdk.auth import (
-    LIFETIME_ASSUMED,
-    LIFETIME_MAX,
-    ClientCredentials,
-    FixedAuthorization,
-)
+from verity_sdk.auth import LIFETIME_ASSUMED, LIFETIME_MAX, ClientCredentials, FixedAuthorization
 from verity_sdk.errors import Denied, Misconfigured, Unavailable
 from verity_sdk.http import HttpClient, HttpSettings
 

@@ -26,14 +26,7 @@ from verity_sdk.connector_base import BaseConnector, RawEvent
 from verity_sdk.errors import Denied, Unavailable
 from verity_sdk.pages import Gap, Page, PagedConnector, Position, RejectedRecord
 from verity_sdk.position import FIRST_SINCE, Watermark, earlier
-from verity_stream.records import (
-    GAPS_TOPIC,
-    Checkpoint,
-    PageSummary,
-    Record,
-    dead_topic,
-    raw_topic,
-)
+from verity_stream.records import GAPS_TOPIC, Checkpoint, PageSummary, Record, dead_topic, raw_topic
 from verity_stream.relay.ids import hashes_of
 from verity_stream.relay.page_builder import PageBuilder
 from verity_stream.relay.seen_window import SeenWindow
